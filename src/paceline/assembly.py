@@ -1,0 +1,146 @@
+"""From a configuration to the things that train: files, model, parameters, replicas."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from paceline.config import JobConfig
+from paceline.data.files import expand
+from paceline.data.stream import Log
+from paceline.data.text import Dialect
+from paceline.errors import ConfigError, suggest
+from paceline.exchange.direct import DirectRoute
+from paceline.models.base import Inputs, Model
+from paceline.models.registry import build_model
+from paceline.params.dense import DenseBlock, make_optimizer
+from paceline.params.shard import Shard
+from paceline.params.sparse import BUILT_IN, SparseOptimizer
+from paceline.params.table import Table
+from paceline.runtimes.compute import Layout, Replica
+from paceline.schema import CRITEO_COLUMNS, Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a configuration stands for. days: the files of each day."""
+
+    config: JobConfig
+    schema: Schema
+    log: Log
+    days: list[list[str]]
+    layout: Layout
+    route: DirectRoute
+    replicas: list[Replica]
+
+    @property
+    def shard(self) -> Shard:
+        return self.route.shard
+
+
+def day_files(config: JobConfig, base: Path) -> list[list[str]]:
+    """The files of each day, in time order. Raises DataError if a pattern matches nothing."""
+    days = config.data.days
+    if isinstance(days, str):
+        return [[path] for path in expand(days, base)]
+    found = []
+    for day in days:
+        patterns = [day] if isinstance(day, str) else day
+        found.append([path for pattern in patterns for path in expand(pattern, base)])
+    return found
+
+
+def make_log(config: JobConfig) -> Log:
+    """How the job's files are read."""
+    data, schema = config.data, config.schema()
+    dialect = None
+    match data.format:
+        case "criteo":
+            dialect = Dialect("\t", None, CRITEO_COLUMNS)
+        case "csv" | "tsv":
+            delimiter = data.delimiter or ("," if data.format == "csv" else "\t")
+            dialect = Dialect(delimiter, data.quote, tuple(data.columns) if data.columns else None)
+    return Log(data.format, schema, dialect, data.on_bad_row == "skip")
+
+
+def sparse_optimizer(name: str, options: dict[str, Any]) -> SparseOptimizer:
+    """A built-in row optimizer by name, or a user's as 'package.module:Class'. Raises ConfigError."""
+    chosen: Any = BUILT_IN.get(name)
+    if chosen is None:
+        module_name, colon, class_name = name.partition(":")
+        if not colon:
+            raise ConfigError(
+                f"optimizer.sparse.name: no row optimizer is called {name!r}{suggest(name, list(BUILT_IN))}"
+                " (or package.module:Class)"
+            )
+        try:
+            chosen = getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"optimizer.sparse.name: {name!r} cannot be imported: {error}") from error
+    if not (isinstance(chosen, type) and issubclass(chosen, SparseOptimizer)):
+        raise ConfigError(f"optimizer.sparse.name: {name!r} is not a subclass of paceline.SparseOptimizer")
+    known = [f.name for f in dataclasses.fields(chosen)] if dataclasses.is_dataclass(chosen) else list(options)
+    for key, value in options.items():
+        if key not in known:
+            raise ConfigError(f"optimizer.sparse.{key}: {name} has no such option{suggest(key, known)}")
+        options[key] = _number(key, value)
+    return chosen(**options)
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"optimizer.sparse.{key}: {value!r} is no number") from None
+    if not np.isfinite(number) or number < 0 or (key == "lr" and number == 0):
+        raise ConfigError(f"optimizer.sparse.{key}: {value!r} must be a finite number above 0")
+    return number
+
+
+def make_model(config: JobConfig, inputs: Inputs) -> Model:
+    """The model, its dense parameters drawn with the job's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build_model(config.model.name, config.model.options, inputs)
+    named = dict(model.named_buffers())
+    kept = [name for name in model.state_dict() if name in named]
+    if kept:
+        raise ConfigError(
+            f"model.name: {config.model.name} keeps running statistics ({kept[0]}); worker replicas would each have their"
+            " own and none would be evaluated. Use a model whose only state is parameters"
+        )
+    return model
+
+
+def assemble(config: JobConfig, base: Path) -> Job:
+    """Everything a run needs, nothing started. base: what relative paths in the configuration are relative to."""
+    log = make_log(config)
+    inputs = Inputs(log.schema.fields, log.schema.dense_width)
+    model = make_model(config, inputs)
+    parts = model.parts()
+    layout = Layout(parts, len(log.schema.single_fields), len(log.schema.multi))
+    # A uniform number in +-b has standard deviation b / sqrt(3).
+    bounds = np.concatenate([np.full(part.width, part.std * 3**0.5, np.float32) for part in parts])
+    sparse = config.optimizer.sparse
+    table = Table(bounds, sparse_optimizer(sparse.name, dict(sparse.options)), config.seed)
+    dense_options = {key: _maybe_number(value) for key, value in config.optimizer.dense.options.items()}
+    dense = DenseBlock(model, make_optimizer(config.optimizer.dense.name, dense_options, model))
+    route = DirectRoute(Shard(table, dense, sparse.reduce))
+    replicas = [Replica(make_model(config, inputs), layout, config.precision) for _ in range(config.workers)]
+    return Job(config, log.schema, log, day_files(config, base), layout, route, replicas)
+
+
+def _maybe_number(value: Any) -> Any:
+    """YAML reads 1e-3 as text; torch wants a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

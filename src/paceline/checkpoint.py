@@ -1,0 +1,226 @@
+"""Checkpoints: one consistent version of everything, in standard formats, never half written.
+
+    checkpoints/000123/                named by the number of updates
+        rows.arrow                     Arrow IPC: id, weights, slots, last_update, count
+        dense.safetensors              the model's parameters
+        dense_optimizer.safetensors    tensors of the dense optimizer ...
+        state.json                     ... its other values, pace machine, cursor, spans to read again, totals
+        manifest.json                  sizes and SHA-256 of the others; written last
+
+A checkpoint is written under another name, flushed to disk and renamed, and only then are older ones removed. So
+whenever the process is killed, the last good one is whole. Loading checks every sum and falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import safetensors
+import safetensors.torch
+
+from paceline.errors import RunDirError, StorageError
+from paceline.params.dense import DenseBlock
+from paceline.params.shard import Shard
+from paceline.params.table import RowBlock, Table
+from paceline.rundir import storing
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Where a checkpoint came from and what its state.json says."""
+
+    path: Path
+    state: dict[str, Any]
+
+
+def save(folder: Path, shard: Shard, state: dict[str, Any], keep: int) -> Path:
+    """Write checkpoints/<updates> under `folder` and remove all but the newest `keep`. Returns its path.
+
+    Raises StorageError; what was stored before is untouched then.
+    """
+    final = folder / f"{shard.version:09d}"
+    temporary = folder / f".writing-{os.getpid()}-{shard.version}"
+    try:
+        with storing(final):
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            tensors, rest = shard.dense.slots()
+            _write_rows(temporary / "rows.arrow", shard.table)
+            safetensors.torch.save_file(shard.dense.weights(), temporary / "dense.safetensors")
+            safetensors.torch.save_file(tensors, temporary / "dense_optimizer.safetensors")
+            told = {"format": FORMAT, "version": shard.version, "dense_optimizer": rest, **state}
+            (temporary / "state.json").write_text(json.dumps(told))
+            sums = {path.name: _sum(path) for path in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sums}, indent=1))
+            _flush(temporary)
+            if final.exists():  # the same version again (a day without updates): the new one has the newer cursor
+                shutil.rmtree(_aside(final))
+            temporary.rename(final)
+            _flush(folder)
+    except safetensors.SafetensorError as error:
+        raise StorageError(f"{final}: cannot be written ({error}); is the disk full?") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _all(folder)[keep:]:
+        shutil.rmtree(_aside(old), ignore_errors=True)
+    return final
+
+
+def load(folder: Path, shard: Shard, dense_optimizer: bool = True) -> Loaded | None:
+    """Put the newest whole checkpoint into `shard` (fresh, with the same parts). None if there is none.
+
+    A damaged one is passed over for the one before; StorageError if there are only damaged ones.
+    """
+    found = newest(folder)
+    if found is None:
+        return None
+    path, state = found.path, found.state
+    for block in _read_rows(path / "rows.arrow", shard.table):
+        shard.table.load(block)
+    weights = safetensors.torch.load_file(path / "dense.safetensors")
+    _check_dense(path, shard.dense, weights)
+    if dense_optimizer:
+        tensors = safetensors.torch.load_file(path / "dense_optimizer.safetensors")
+        shard.dense.load(weights, tensors, state["dense_optimizer"])
+    else:
+        shard.dense.load(weights, {}, shard.dense.slots()[1])
+    shard.version = state["version"]
+    return found
+
+
+def newest(folder: Path) -> Loaded | None:
+    """The newest checkpoint whose sums are right."""
+    damaged: list[str] = []
+    for path in _all(folder):
+        problem = _problem(path)
+        if problem is None:
+            state = json.loads((path / "state.json").read_text())
+            if state["format"] != FORMAT:
+                raise RunDirError(f"{path}: written in format {state['format']}, this version reads {FORMAT}")
+            return Loaded(path, state)
+        damaged.append(f"{path}: {problem}")
+    if damaged:
+        raise StorageError("no checkpoint is whole:\n" + "\n".join(damaged))
+    return None
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left behind."""
+    for path in folder.glob(".*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _all(folder: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((p for p in folder.glob("[0-9]*") if (p / MANIFEST).exists()), reverse=True)
+
+
+def _aside(path: Path) -> Path:
+    """Give a checkpoint that is to be removed another name at once, so that none is ever half there."""
+    moved = path.with_name(f".old-{path.name}-{os.getpid()}")
+    path.rename(moved)
+    return moved
+
+
+def _sum(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        for name, expected in manifest["files"].items():
+            if _sum(path / name) != expected:
+                return f"{name} is not what was written (size or SHA-256 differ)"
+    except (OSError, ValueError, KeyError) as error:
+        return f"unreadable: {error}"
+    return None
+
+
+def _flush(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        if path.is_dir() and path != folder:
+            continue
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _schema(table: Table) -> Any:
+    return pa.schema(
+        [
+            ("id", pa.int64()),
+            ("weights", pa.list_(pa.float32(), table.weights)),
+            ("slots", pa.list_(pa.float32(), table.slots)),
+            ("last_update", pa.int64()),
+            ("count", pa.int64()),
+        ]
+    )
+
+
+def _write_rows(path: Path, table: Table) -> None:
+    schema = _schema(table)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for block in table.blocks():
+            columns = [
+                pa.array(block.ids),
+                _lists(block.weights, table.weights),
+                _lists(block.slots, table.slots),
+                pa.array(np.ascontiguousarray(block.clocks[:, 0])),
+                pa.array(np.ascontiguousarray(block.clocks[:, 1])),
+            ]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _lists(values: Any, width: int) -> Any:
+    if width == 0:
+        return pa.array([[]] * values.shape[0], pa.list_(pa.float32(), 0))
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
+
+
+def _read_rows(path: Path, table: Table) -> Any:
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        if reader.schema != _schema(table):
+            raise RunDirError(
+                f"{path}: rows of another shape ({reader.schema.field('weights').type}, slots"
+                f" {reader.schema.field('slots').type}) than model and optimizer.sparse ask for ({table.weights} weights,"
+                f" {table.slots} slots); use the configuration that the run was started with"
+            )
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            n = batch.num_rows
+            clocks = np.stack([batch.column("last_update").to_numpy(), batch.column("count").to_numpy()], axis=1)
+            weights = batch.column("weights").flatten().to_numpy().reshape(n, table.weights)
+            slots = (
+                batch.column("slots").flatten().to_numpy().reshape(n, table.slots)
+                if table.slots
+                else np.empty((n, 0), np.float32)
+            )
+            yield RowBlock(batch.column("id").to_numpy().astype(np.int64), weights, slots, np.ascontiguousarray(clocks))
+
+
+def _check_dense(path: Path, dense: DenseBlock, weights: dict[str, Any]) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in dense.module.named_parameters()}
+    stored = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if wanted != stored:
+        name = next(iter(sorted(set(wanted.items()) ^ set(stored.items()))))[0]
+        raise RunDirError(
+            f"{path}: parameter {name!r} is {stored.get(name, 'absent')} in the checkpoint and"
+            f" {wanted.get(name, 'absent')} in the model; use the configuration that the run was started with"
+        )

@@ -1,0 +1,225 @@
+"""The command line. Everything heavy is imported inside a command, so `--help` is quick."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from paceline import __version__
+from paceline.errors import ConfigError, PacelineError
+
+app = typer.Typer(
+    name="paceline",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train click-through-rate and recommender models from logs, day after day, at any pace.",
+)
+
+
+def main() -> NoReturn:
+    """Entry point: errors that paceline raises on purpose are one message, never a traceback.
+
+    Exit codes: 0 done, 1 the run could not go on, 2 the user's mistake, 130 interrupted.
+    """
+    try:
+        app(standalone_mode=False)
+    except PacelineError as error:
+        _say(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as error:
+        _say(str(error) or "interrupted")
+        sys.exit(130)
+    except Exception as error:
+        import click
+
+        vendored = [cls for cls in type(error).__mro__ if cls.__name__ == "ClickException"]
+        if isinstance(error, click.ClickException) or vendored:
+            shown: Any = error
+            shown.show()
+            sys.exit(2)
+        if type(error).__name__ == "Abort":
+            sys.exit(130)
+        raise
+    sys.exit(0)
+
+
+def _say(text: str) -> None:
+    print(f"paceline: {text}", file=sys.stderr)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"paceline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    job: Annotated[Path, typer.Argument(help="job.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example pace.name=gba workers=4")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run is kept (default: runs/<job>-<number>).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --run-dir.")] = False,
+) -> None:
+    """Train the job, day by day; each day is evaluated before it is trained on."""
+    from rich.console import Console
+
+    from paceline.assembly import day_files
+    from paceline.config import load_config
+    from paceline.inspect import truth_of
+    from paceline.report.terminal import Terminal
+    from paceline.train import train as run_job
+
+    config = load_config(job, overrides)
+    if resume and run_dir is None:
+        raise ConfigError("--resume needs --run-dir: which run is to go on?")
+    folder = run_dir or _free_run_dir(job.stem)
+    console = Console()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with Terminal(console) as terminal:
+        terminal.note(f"run directory: {folder}")
+        run_job(config, job.parent.resolve(), folder, resume, terminal)
+    terminal.summary(truth_of(day_files(config, job.parent.resolve())))
+
+
+def _free_run_dir(name: str) -> Path:
+    number = 0
+    while (Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return Path("runs") / f"{name}-{number}"
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory")],
+    data: Annotated[list[str], typer.Option("--data", help="File, glob or URL; may be given several times.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Evaluate a run's newest checkpoint on files in the format it was trained on."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from paceline.evaluate import evaluate_run
+
+    result = evaluate_run(run_dir, data)
+    if json_:
+        typer.echo(json.dumps(result))
+        return
+    table = Table(title=f"{run_dir} on {', '.join(data)}", title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for key, value in result.items():
+        table.add_row(key, "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.6f}")
+    Console().print(table)
+
+
+@app.command()
+def predict(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory")],
+    data: Annotated[list[str], typer.Option("--data", help="File, glob or URL; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write: file, row, score, label.")],
+) -> None:
+    """Score rows with a run's newest checkpoint; the label column may be absent."""
+    from paceline.evaluate import predict_run
+
+    rows = predict_run(run_dir, data, out)
+    typer.echo(f"{rows:,} scores in {out}")
+
+
+def _rows(text: str | int) -> int:
+    plain = str(text).replace("_", "").replace(",", "")
+    if not re.fullmatch(r"\d+", plain):
+        raise typer.BadParameter(f"{text!r} is no whole number, such as 10_000_000")
+    return int(plain)
+
+
+@app.command()
+def synth(
+    rows: Annotated[int, typer.Option(parser=_rows, metavar="N", help="Rows in all, for example 10_000_000.")],
+    out: Annotated[Path, typer.Option(help="The directory for the files.")],
+    days: Annotated[int, typer.Option(help="Files, one a day.")] = 7,
+    layout: Annotated[str, typer.Option(help="criteo (text) or parquet (with bags of ids and users).")] = "criteo",
+    compression: Annotated[str, typer.Option(help="Of text: gz, zst or none.")] = "gz",
+    drift: Annotated[float, typer.Option(help="Radians that the truth turns by from day to day.")] = 0.15,
+    seed: Annotated[int, typer.Option(help="Of truth and draws.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already.")] = False,
+) -> None:
+    """Write a synthetic click log whose best possible AUC is known, and a job.yaml that trains on it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+
+    from paceline.data.synth import SynthSpec
+    from paceline.data.synth_write import write_log
+    from paceline.rundir import storing
+
+    spec = SynthSpec(
+        rows=rows, days=days, seed=seed, layout=layout, compression=compression, drift=drift  # type: ignore[arg-type]
+    )
+    console = Console()
+    columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress, storing(out):
+        task = progress.add_task("rows", total=rows)
+        report = write_log(spec, out, lambda n: progress.update(task, completed=n), overwrite=overwrite)
+    table = Table(title=f"{out}: the best possible", title_justify="left")
+    for name in ("file", "rows", "click rate", "best AUC", "best log loss"):
+        table.add_column(name, justify="left" if name == "file" else "right")
+    names = [*(file.name for file in report.files), "all days"]
+    for name, day in zip(names, (*report.days, report.total), strict=True):
+        table.add_row(name, f"{day.rows:,}", f"{day.click_rate:.4f}", f"{day.best_auc:.5f}", f"{day.best_logloss:.5f}")
+    console.print(table)
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A file, glob, URL or run directory")],
+) -> None:
+    """Show what is in a file or a run; suggests a schema for a file."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from paceline import inspect as looking
+    from paceline.report.terminal import account_text, evaluation_table
+
+    console = Console()
+    if "://" not in path and Path(path).is_dir():
+        run = looking.inspect_run(Path(path))
+        console.print(evaluation_table(run.lines))
+        if run.lines and run.lines[-1]["event"] == "end":
+            console.print(account_text(run.lines[-1]), highlight=False)
+        if run.checkpoint is None:
+            console.print("no checkpoint yet")
+        else:
+            where = f"day {run.state['day']}" + (", in its middle" if run.state["evaluated"] else "")
+            console.print(f"newest checkpoint: {run.checkpoint} ({run.ids:,} ids, next: {where})", highlight=False)
+        return
+    found = looking.inspect_data(path)
+    rows = f"{found.rows:,} rows" if found.whole else f"first {found.rows:,} rows"
+    table = Table(title=f"{found.path}: {found.format}, {rows}", title_justify="left")
+    for name in ("column", "kind", "distinct", "missing", "examples"):
+        table.add_column(name, justify="right" if name in ("distinct", "missing") else "left")
+    for column in found.columns:
+        examples = ", ".join(e[:20] for e in column.examples)
+        table.add_row(column.name, column.kind, f"{column.distinct:,}", f"{column.missing:,}", examples)
+    if found.columns:
+        console.print(table)
+    console.print("A job for it (check label and kinds, then train):\n")
+    console.print(found.yaml(), highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Push and pull inside one process: direct calls on the shard, serialised by a lock."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from paceline.batch import Ints
+from paceline.pace import Apply
+from paceline.params.shard import Gradient, Shard, Weighted
+from paceline.params.sparse import Floats
+from paceline.params.table import unique
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """Rows of a batch: numbers int64 [n] in the shard's table, weights float32 [n, w] of the distinct ids, and
+    inverse int32 [positions] from the batch's positions to them."""
+
+    numbers: Ints
+    weights: Floats
+    inverse: npt.NDArray[np.int32]
+
+
+class DirectRoute:
+    """The route of the local runtime. Gradients wait here, by number, until the pace machine settles them."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Gradient] = {}
+
+    def pull(self, ids: Ints, dense: Tensor) -> Pulled:
+        """Rows for a batch's ids (int64 [positions], repeats allowed; new ids are created) and the dense parameters."""
+        distinct, inverse = unique(ids)
+        with self._lock:
+            numbers = self.shard.table.find_or_insert(distinct)
+            weights = self.shard.table.pull(numbers, distinct)
+            self.shard.pull_dense(dense)
+        return Pulled(numbers, weights, inverse)
+
+    def read(self, ids: Ints) -> Pulled:
+        """Rows for evaluation: nothing is created; an unknown id has the row it would start from.
+
+        Takes no lock, so that threads score side by side: call it only while nobody trains.
+        """
+        distinct, inverse = unique(ids)
+        numbers = self.shard.table.find(distinct)
+        weights = self.shard.table.pull(numbers, distinct)
+        return Pulled(numbers, weights, inverse)
+
+    def push(self, number: int, gradient: Gradient) -> None:
+        """Keep a gradient until `apply` or `drop` names it."""
+        self._waiting[number] = gradient
+
+    def apply(self, command: Apply) -> None:
+        """Carry out an update."""
+        with self._lock:
+            parts = [Weighted(self._waiting.pop(p.gradient), p.share, p.factor, p.token) for p in command.parts]
+            self.shard.apply(command.version, parts, command.row_limit)
+
+    def drop(self, number: int) -> None:
+        """Forget a gradient."""
+        del self._waiting[number]

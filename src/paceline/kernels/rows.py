@@ -1,0 +1,117 @@
+"""Moving rows: out of the table, into the shape that models take, and gradients back the same way."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from paceline.kernels.hashing import start_row
+from paceline.kernels.jit import kernel
+from paceline.kernels.pointers import floats_at, ints_at
+
+GLOBAL_MEAN, PER_ID_MEAN, SUM = 0, 1, 2
+
+
+@kernel
+def start_rows(records, width, clocks, ids_at, ids, first, seed, bounds, slots):
+    """Fill the rows of new ids: ids[i] at row first + i.
+
+    records: addresses of blocks of `width` = weights + slots float32; clocks: addresses of int64 (last update, count);
+    ids_at: addresses of int64 (id).
+    """
+    weights = bounds.shape[0]
+    for i in range(ids.shape[0]):
+        record = floats_at(records, first + i, width)
+        start_row(record, seed, ids[i], bounds)
+        for j in range(slots.shape[0]):
+            record[weights + j] = slots[j]
+        clock = ints_at(clocks, first + i, 2)
+        clock[0] = 0
+        clock[1] = 0
+        ints_at(ids_at, first + i, 1)[0] = ids[i]
+
+
+@kernel
+def pull(records, width, rows, ids, seed, bounds, out):
+    """out float32 [n, weights] = the weights of rows[i]; where rows[i] < 0, what a new row of ids[i] starts from."""
+    weights = bounds.shape[0]
+    for i in range(rows.shape[0]):
+        if rows[i] < 0:
+            start_row(out[i], seed, ids[i], bounds)
+        else:
+            record = floats_at(records, rows[i], width)
+            for j in range(weights):
+                out[i, j] = record[j]
+
+
+@kernel
+def pool_singles(rows, inverse, fields, begin, out):
+    """out[b, f] = rows[inverse[b * fields + f], begin : begin + width]; out float32 [B, all fields, width]."""
+    width = out.shape[2]
+    for b in range(out.shape[0]):
+        for f in range(fields):
+            row = rows[inverse[b * fields + f]]
+            for j in range(width):
+                out[b, f, j] = row[begin + j]
+
+
+@kernel
+def pool_bag(rows, inverse, offsets, weights, begin, field, out):
+    """out[b, field] = weighted sum of the rows of bag b (an empty bag gives zeros)."""
+    width = out.shape[2]
+    for b in range(out.shape[0]):
+        for j in range(width):
+            out[b, field, j] = 0.0
+        for i in range(offsets[b], offsets[b + 1]):
+            row = rows[inverse[i]]
+            for j in range(width):
+                out[b, field, j] += weights[i] * row[begin + j]
+
+
+@kernel
+def spread_singles(gradient, inverse, fields, begin, sums):
+    """The way back of `pool_singles`: sums[unique, begin : begin + width] += gradient[b, f]."""
+    width = gradient.shape[2]
+    for b in range(gradient.shape[0]):
+        for f in range(fields):
+            row = sums[inverse[b * fields + f]]
+            for j in range(width):
+                row[begin + j] += gradient[b, f, j]
+
+
+@kernel
+def spread_bag(gradient, inverse, offsets, weights, begin, field, sums):
+    """The way back of `pool_bag`."""
+    width = gradient.shape[2]
+    for b in range(gradient.shape[0]):
+        for i in range(offsets[b], offsets[b + 1]):
+            row = sums[inverse[i]]
+            for j in range(width):
+                row[begin + j] += weights[i] * gradient[b, field, j]
+
+
+@kernel
+def add_part(clocks, rows, places, gradients, share, token, limit, rule, sums, kept):
+    """Add one gradient's rows to an update's sums, leaving out rows that changed too much since its token.
+
+    rows int64 [n]; places int32 [n] into sums float32 [m, weights] and kept float64 [m] (shares that were kept);
+    limit < 0: no limit. Row staleness = max(0, last update - token) (our note on GBA, section 3.3).
+    """
+    factor = np.float32(1.0) if rule == SUM else np.float32(share)
+    for i in range(rows.shape[0]):
+        if limit >= 0 and ints_at(clocks, rows[i], 2)[0] - token > limit:
+            continue
+        at = places[i]
+        kept[at] += share
+        row = sums[at]
+        for j in range(row.shape[0]):
+            row[j] += factor * gradients[i, j]
+
+
+@kernel
+def finish_sums(rule, sums, kept):
+    """Under `per_id_mean` the sum over the kept parts is divided by their share (= their number, for equal parts)."""
+    if rule == PER_ID_MEAN:
+        for i in range(kept.shape[0]):
+            if kept[i] > 0.0:
+                for j in range(sums.shape[1]):
+                    sums[i, j] /= np.float32(kept[i])

@@ -1,0 +1,96 @@
+"""Sparse operators: one definition, two places to run.
+
+An operator is a pair: `partial(rows on this shard) -> additive tensor` and `finish(sum of partials) -> output`. When rows
+are pulled to the worker, it runs both; under substitution (DES, our note des.md) each shard runs `partial` on its own
+rows and only the partial sums travel. `partial` is therefore additive over shards: where a shard holds no row of a
+(sample, field), its input is zero and must add nothing.
+
+Shapes: a part of the rows comes as [B, F, width]: B samples, F fields, bags pooled already.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class SparseOperator(nn.Module, ABC):
+    """partial: rows [B, F, width] -> [B, ...], additive over shards; finish: sum of partials -> output."""
+
+    @abstractmethod
+    def partial(self, rows: Tensor) -> Tensor:
+        """What one shard contributes; zero rows contribute nothing."""
+
+    @abstractmethod
+    def finish(self, total: Tensor) -> Tensor:
+        """The output, out of the sum of all shards' partials."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Both steps in one place."""
+        return self.finish(self.partial(rows))
+
+
+class LinearTerm(SparseOperator):
+    """sum over fields of w_id, plus a bias: rows [B, F, 1] -> [B]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def partial(self, rows: Tensor) -> Tensor:
+        return rows.sum(dim=(1, 2))
+
+    def finish(self, total: Tensor) -> Tensor:
+        return total + self.bias
+
+
+class FactorTerm(SparseOperator):
+    """Second-order term of a factorisation machine (Rendle, ICDM 2010, eq. 1 in its linear-time form).
+
+    rows [B, F, dim] -> partial [B, 2 dim] (sum and sum of squares) -> [B]:
+    1/2 * sum_j ((sum_f v_fj)^2 - sum_f v_fj^2)
+    """
+
+    def partial(self, rows: Tensor) -> Tensor:
+        return torch.cat([rows.sum(dim=1), rows.square().sum(dim=1)], dim=1)
+
+    def finish(self, total: Tensor) -> Tensor:
+        sums, squares = total.chunk(2, dim=1)
+        return 0.5 * (sums.square() - squares).sum(dim=1)
+
+
+class FieldSum(SparseOperator):
+    """The pooled rows of every field, side by side: rows [B, F, dim] -> [B, F, dim].
+
+    Additive because each shard fills in the (sample, field) sums of its own rows and leaves the others zero.
+    """
+
+    def partial(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def finish(self, total: Tensor) -> Tensor:
+        return total
+
+
+class FirstProjection(SparseOperator):
+    """First dense layer on the concatenated rows, before its non-linearity: rows [B, F, dim] -> [B, out].
+
+    x W^T + b is additive in x, so each shard projects what it holds; the bias enters once, in `finish`.
+    """
+
+    def __init__(self, fields: int, dim: int, out: int) -> None:
+        super().__init__()
+        layer = nn.Linear(fields * dim, out)
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def partial(self, rows: Tensor) -> Tensor:
+        return nn.functional.linear(rows.flatten(1), self.weight)
+
+    def finish(self, total: Tensor) -> Tensor:
+        return total + self.bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """In one place the bias rides along with the product."""
+        return nn.functional.linear(rows.flatten(1), self.weight, self.bias)

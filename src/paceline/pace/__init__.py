@@ -1,0 +1,73 @@
+"""The pace machine: which worker may start, when gradients become an update, how much each one weighs.
+
+Pure: standard library only, no clock, no randomness, no input or output. See docs/pace.md.
+"""
+
+from paceline.pace.machine import TRANSITIONS, step
+from paceline.pace.messages import (
+    Apply,
+    BatchRead,
+    Command,
+    DataEnded,
+    Drained,
+    Drop,
+    Event,
+    Grant,
+    GradientPushed,
+    PaceSwitched,
+    Part,
+    Snapshot,
+    SnapshotRequested,
+    WorkerJoined,
+    WorkerLeft,
+    WorkRequested,
+)
+from paceline.pace.state import Account, Lease, State, begin, from_json, to_json
+from paceline.pace.trace import command_line, event_line, replay, start_line
+from paceline.pace.values import (
+    Pace,
+    asynchronous,
+    backup_workers,
+    bounded_staleness,
+    bulk_synchronous,
+    gba,
+    sync,
+)
+
+__all__ = [
+    "TRANSITIONS",
+    "Account",
+    "Apply",
+    "BatchRead",
+    "Command",
+    "DataEnded",
+    "Drained",
+    "Drop",
+    "Event",
+    "Grant",
+    "GradientPushed",
+    "Lease",
+    "Pace",
+    "PaceSwitched",
+    "Part",
+    "Snapshot",
+    "SnapshotRequested",
+    "State",
+    "WorkRequested",
+    "WorkerJoined",
+    "WorkerLeft",
+    "asynchronous",
+    "backup_workers",
+    "begin",
+    "bounded_staleness",
+    "bulk_synchronous",
+    "command_line",
+    "event_line",
+    "from_json",
+    "gba",
+    "replay",
+    "start_line",
+    "step",
+    "sync",
+    "to_json",
+]

@@ -1,0 +1,134 @@
+"""The pace machine's trace: one line per event ('>') and per command ('<'), and its replay.
+
+A trace starts with `= {state}` (a new machine, or one restored from a checkpoint) and can be read by a person:
+
+    = {"pace": {"name": "sync", ...}, "version": 0, ...}
+    > joined worker-0
+    > read 256
+    > asked worker-0
+    < grant worker-0 0 token 0
+    > pushed worker-0 0
+    < apply 1 limit 0 | 0 share 1.0 factor 1.0 token 0
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from paceline.errors import PaceError
+from paceline.pace.machine import step
+from paceline.pace.messages import (
+    Apply,
+    BatchRead,
+    Command,
+    DataEnded,
+    Drained,
+    Drop,
+    Event,
+    Grant,
+    GradientPushed,
+    PaceSwitched,
+    Snapshot,
+    SnapshotRequested,
+    WorkerJoined,
+    WorkerLeft,
+    WorkRequested,
+)
+from paceline.pace.state import State, from_json, to_json
+from paceline.pace.values import Pace
+
+
+def start_line(state: State) -> str:
+    """The line that a replay begins with."""
+    return "= " + json.dumps(to_json(state))
+
+
+def event_line(event: Event) -> str:
+    """One event as a line of the trace."""
+    match event:
+        case BatchRead(samples):
+            return f"> read {samples}"
+        case GradientPushed(worker, gradient):
+            return f"> pushed {worker} {gradient}"
+        case WorkRequested(worker):
+            return f"> asked {worker}"
+        case WorkerJoined(worker):
+            return f"> joined {worker}"
+        case WorkerLeft(worker):
+            return f"> left {worker}"
+        case PaceSwitched(pace):
+            return "> switched " + json.dumps(pace.to_json())
+        case DataEnded():
+            return "> ended"
+        case SnapshotRequested():
+            return "> snapshot"
+
+
+def command_line(command: Command) -> str:
+    """One command as a line of the trace. Floats are written so that they read back exactly."""
+    match command:
+        case Grant(worker, gradient, token):
+            return f"< grant {worker} {gradient} token {token}"
+        case Apply(version, parts, row_limit):
+            told = "; ".join(f"{p.gradient} share {p.share!r} factor {p.factor!r} token {p.token}" for p in parts)
+            return f"< apply {version} limit {'none' if row_limit is None else row_limit} | {told}"
+        case Drop(gradient, staleness):
+            return f"< drop {gradient} staleness {staleness}"
+        case Snapshot(version, pending):
+            return f"< snapshot {version} pending {','.join(map(str, pending)) or 'none'}"
+        case Drained(version):
+            return f"< drained {version}"
+
+
+def read_event(line: str) -> Event:
+    """The event of a '>' line. Raises PaceError for a line that is none."""
+    kind, _, rest = line.removeprefix("> ").strip().partition(" ")
+    match kind:
+        case "read":
+            return BatchRead(int(rest))
+        case "pushed":
+            worker, gradient = rest.rsplit(" ", 1)
+            return GradientPushed(worker, int(gradient))
+        case "asked":
+            return WorkRequested(rest)
+        case "joined":
+            return WorkerJoined(rest)
+        case "left":
+            return WorkerLeft(rest)
+        case "switched":
+            return PaceSwitched(Pace(**json.loads(rest)))
+        case "ended":
+            return DataEnded()
+        case "snapshot":
+            return SnapshotRequested()
+    raise PaceError(f"not an event of a pace trace: {line!r}")
+
+
+def replay(lines: Iterable[str]) -> State:
+    """Run a recorded trace through the machine again and return the last state.
+
+    Raises PaceError at the first command that differs from the recorded one.
+    """
+    state: State | None = None
+    expected: list[str] = []
+    for number, line in enumerate(lines, 1):
+        text = line.rstrip("\n")
+        if text.startswith("<"):
+            made = expected.pop(0) if expected else "(no command)"
+            if made != text:
+                raise PaceError(f"trace line {number}: recorded {text!r}, but the machine says {made!r}")
+            continue
+        if expected:
+            raise PaceError(f"trace line {number}: the machine also says {expected[0]!r}, which was not recorded")
+        if text.startswith("="):
+            state = from_json(json.loads(text[2:]))
+        elif text.startswith(">"):
+            if state is None:
+                raise PaceError(f"trace line {number}: an event before the start line ('= ...')")
+            expected = [command_line(c) for c in step(state, read_event(text))]
+    if state is None:
+        raise PaceError("an empty trace: there is no start line ('= ...')")
+    if expected:
+        raise PaceError(f"the trace ends before {expected[0]!r}, which the machine says")
+    return state

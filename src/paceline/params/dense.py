@@ -1,0 +1,99 @@
+"""The dense parameters: one flat vector behind the module, and torch's own optimizer."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paceline.errors import ConfigError, suggest
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    name.lower(): cls
+    for name, cls in vars(torch.optim).items()
+    if isinstance(cls, type)
+    and issubclass(cls, torch.optim.Optimizer)
+    and name not in ("Optimizer", "LBFGS", "SparseAdam")
+}
+
+
+def flatten(module: nn.Module) -> Tensor:
+    """Lay the module's parameters out in one flat float32 vector, of which they become views, and return it."""
+    parameters = list(module.parameters())
+    flat = torch.cat([p.detach().reshape(-1) for p in parameters]) if parameters else torch.zeros(0)
+    start = 0
+    for p in parameters:
+        p.data = flat[start : start + p.numel()].view_as(p)
+        start += p.numel()
+    return flat
+
+
+def make_optimizer(name: str, options: dict[str, Any], module: nn.Module) -> torch.optim.Optimizer:
+    """Any optimizer of torch.optim by its lower-case name, or 'package.module:Class'.
+
+    Raises ConfigError naming `optimizer.dense`.
+    """
+    chosen: Any = OPTIMIZERS.get(name)
+    if chosen is None:
+        module_name, colon, class_name = name.partition(":")
+        if not colon:
+            raise ConfigError(
+                f"optimizer.dense.name: torch has no optimizer {name!r}{suggest(name, list(OPTIMIZERS))}"
+                " (or package.module:Class)"
+            )
+        try:
+            chosen = getattr(importlib.import_module(module_name), class_name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"optimizer.dense.name: {name!r} cannot be imported: {error}") from error
+    try:
+        made: torch.optim.Optimizer = chosen(list(module.parameters()), **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer.dense: {name} cannot take {options}: {error}") from error
+    return made
+
+
+class DenseBlock:
+    """The dense parameters of a module and their optimizer. Not thread-safe: its owner serialises calls."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.flat = flatten(module)
+
+    def apply(self, gradient: Tensor) -> None:
+        """One optimizer step with the flat gradient, float32 [parameters]."""
+        start = 0
+        for p in self.module.parameters():
+            p.grad = gradient[start : start + p.numel()].view_as(p)
+            start += p.numel()
+        self.optimizer.step()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Named parameters (copies)."""
+        return {name: p.detach().clone() for name, p in self.module.named_parameters()}
+
+    def slots(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The optimizer's state: tensors by 'parameter index.key', and what is no tensor, as JSON values."""
+        state = self.optimizer.state_dict()
+        tensors: dict[str, Tensor] = {}
+        rest: dict[str, Any] = {"param_groups": state["param_groups"], "state": {}}
+        for index, values in state["state"].items():
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{index}.{key}"] = value.detach().clone().contiguous()
+                else:
+                    rest["state"].setdefault(str(index), {})[key] = value
+        return tensors, rest
+
+    def load(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+        """Put back what `weights` and `slots` gave."""
+        with torch.no_grad():
+            for name, p in self.module.named_parameters():
+                p.copy_(weights[name])
+        state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in rest["state"].items()}
+        for name, tensor in tensors.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": rest["param_groups"]})

@@ -1,0 +1,179 @@
+"""Optimizers of embedding rows. Each is its numpy `update`; the built-in ones also have a kernel that does the same.
+
+To write one: subclass `SparseOptimizer`, say how many slot numbers a row needs, and write `update` in numpy (see
+docs/extending.md). It then works in every pace, checkpoint and route; a kernel is only a matter of speed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.kernels import optimizers as kernels
+
+Floats = npt.NDArray[np.float32]
+
+
+class SparseOptimizer(ABC):
+    """How rows change. One update is one global batch in every pace that promises it, so `step` counts those.
+
+    kind: the number of the built-in kernel, or -1: `update` is called.
+    """
+
+    kind: ClassVar[int] = -1
+
+    @abstractmethod
+    def slots(self, width: int) -> int:
+        """Slot numbers (float32) beside the `width` weights of a row."""
+
+    @abstractmethod
+    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
+        """Change weights [n, width] and slots [n, slots] in place, given grads [n, width]; step >= 1."""
+
+    def slot_start(self, width: int) -> Floats:
+        """What the slots of a new row hold, float32 [slots]."""
+        return np.zeros(self.slots(width), np.float32)
+
+    def hyper(self) -> Floats:
+        """The built-in kernel's numbers, float32 [6]."""
+        return np.zeros(6, np.float32)
+
+
+def _six(*values: float) -> Floats:
+    return np.array([*values, *([0.0] * (6 - len(values)))], np.float32)
+
+
+@dataclass(frozen=True)
+class SGD(SparseOptimizer):
+    """w -= lr * g"""
+
+    lr: float = 0.01
+    kind: ClassVar[int] = kernels.SGD
+
+    def slots(self, width: int) -> int:
+        return 0
+
+    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
+        weights -= np.float32(self.lr) * grads
+
+    def hyper(self) -> Floats:
+        return _six(self.lr)
+
+
+@dataclass(frozen=True)
+class Adagrad(SparseOptimizer):
+    """n += g^2; w -= lr * g / (sqrt(n) + eps), element by element (Duchi et al., JMLR 2011)."""
+
+    lr: float = 0.02
+    eps: float = 1e-10
+    initial: float = 1e-6
+    kind: ClassVar[int] = kernels.ADAGRAD
+
+    def slots(self, width: int) -> int:
+        return width
+
+    def slot_start(self, width: int) -> Floats:
+        return np.full(width, self.initial, np.float32)
+
+    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
+        slots += grads * grads
+        weights -= np.float32(self.lr) * grads / (np.sqrt(slots) + np.float32(self.eps))
+
+    def hyper(self) -> Floats:
+        return _six(self.lr, self.eps)
+
+
+@dataclass(frozen=True)
+class RowwiseAdagrad(SparseOptimizer):
+    """One accumulator per row: n += mean(g^2); w -= lr / (sqrt(n) + eps) * g."""
+
+    lr: float = 0.02
+    eps: float = 1e-10
+    initial: float = 1e-6
+    kind: ClassVar[int] = kernels.ROWWISE_ADAGRAD
+
+    def slots(self, width: int) -> int:
+        return 1
+
+    def slot_start(self, width: int) -> Floats:
+        return np.full(1, self.initial, np.float32)
+
+    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
+        slots += np.mean(grads * grads, axis=1, keepdims=True)
+        weights -= np.float32(self.lr) / (np.sqrt(slots) + np.float32(self.eps)) * grads
+
+    def hyper(self) -> Floats:
+        return _six(self.lr, self.eps)
+
+
+@dataclass(frozen=True)
+class Adam(SparseOptimizer):
+    """Lazy Adam: only rows that have a gradient move; the bias correction counts updates (Kingma and Ba, 2015)."""
+
+    lr: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    kind: ClassVar[int] = kernels.ADAM
+
+    def slots(self, width: int) -> int:
+        return 2 * width
+
+    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
+        width = weights.shape[1]
+        b1, b2, one = np.float32(self.beta1), np.float32(self.beta2), np.float32(1)
+        m, v = slots[:, :width], slots[:, width:]
+        m[:] = b1 * m + (one - b1) * grads
+        v[:] = b2 * v + (one - b2) * grads * grads
+        correct1 = np.float32(1.0 - float(b1) ** step)
+        correct2 = np.float32(1.0 - float(b2) ** step)
+        weights -= np.float32(self.lr) * (m / correct1) / (np.sqrt(v / correct2) + np.float32(self.eps))
+
+    def hyper(self) -> Floats:
+        return _six(self.lr, self.eps, self.beta1, self.beta2)
+
+
+@dataclass(frozen=True)
+class FTRL(SparseOptimizer):
+    """FTRL-Proximal with L1 and L2 (McMahan et al., KDD 2013, algorithm 1).
+
+    A row starts from its own first value instead of 0, so that factors of an FM can grow apart: the dual z is set to
+    what makes the closed form give that value.
+    """
+
+    lr: float = 0.05
+    beta: float = 1.0
+    l1: float = 0.0
+    l2: float = 0.0
+    kind: ClassVar[int] = kernels.FTRL
+
+    def slots(self, width: int) -> int:
+        return 2 * width
+
+    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
+        width = weights.shape[1]
+        lr, beta, two = np.float32(self.lr), np.float32(self.beta), np.float32(2)
+        l1, l2 = np.float32(self.l1), np.float32(self.l2)
+        z, n = slots[:, :width], slots[:, width:]
+        z[:] = np.where(n == 0, -weights * (beta / lr + two * l2), z)
+        grown = n + grads * grads
+        z += grads - (np.sqrt(grown) - np.sqrt(n)) / lr * weights
+        n[:] = grown
+        size = np.abs(z) - l1
+        weights[:] = np.where(size <= 0, np.float32(0), -np.sign(z) * size / ((beta + np.sqrt(grown)) / lr + two * l2))
+
+    def hyper(self) -> Floats:
+        return _six(self.lr, self.beta, self.l1, self.l2)
+
+
+BUILT_IN: dict[str, type[SparseOptimizer]] = {
+    "sgd": SGD,
+    "adagrad": Adagrad,
+    "rowwise_adagrad": RowwiseAdagrad,
+    "adam": Adam,
+    "ftrl": FTRL,
+}

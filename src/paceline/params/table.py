@@ -1,0 +1,207 @@
+"""One shard's embedding rows: a hash table from 64-bit ids to records [weights | slots] that grows as ids appear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from paceline.kernels import index, optimizers, rows
+from paceline.kernels.pointers import BLOCK_ROWS
+from paceline.params.blocks import Blocks
+from paceline.params.sparse import Floats, SparseOptimizer
+
+Ints = npt.NDArray[np.int64]
+
+REDUCE = {"global_mean": rows.GLOBAL_MEAN, "per_id_mean": rows.PER_ID_MEAN, "sum": rows.SUM}
+_FULL = 0.6  # of the index's places
+_MOVED_PER_CALL = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class RowGradient:
+    """One gradient's rows: rows int64 [n] (distinct), gradients float32 [n, weights]; share and token as in `Part`."""
+
+    rows: Ints
+    gradients: Floats
+    share: float
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """A stretch of rows as a checkpoint holds it: ids int64 [n], weights [n, w], slots [n, s], clocks int64 [n, 2]."""
+
+    ids: Ints
+    weights: Floats
+    slots: Floats
+    clocks: Ints
+
+
+class Table:
+    """Rows keyed by id. Not thread-safe: its owner serialises calls (kernels release the GIL while they run).
+
+    bounds: float32 [weights]; a new row's weight j is uniform in [-bounds[j], bounds[j]) and depends on (seed, id, j)
+    alone, whatever the order of arrival and the number of shards.
+    """
+
+    def __init__(self, bounds: Floats, optimizer: SparseOptimizer, seed: int, capacity: int = 1 << 16) -> None:
+        self.bounds = bounds
+        self.optimizer = optimizer
+        self.seed = np.uint64(seed & (2**64 - 1))
+        self.weights = int(bounds.shape[0])
+        self.slots = optimizer.slots(self.weights)
+        self._slot_start = optimizer.slot_start(self.weights)
+        self._hyper = optimizer.hyper()
+        self._records = Blocks(self.weights + self.slots, np.float32)
+        self._clocks = Blocks(2, np.int64)
+        self._ids = Blocks(1, np.int64)
+        self._entries: Ints = np.zeros((max(1 << (capacity - 1).bit_length(), 16), 2), np.int64)
+        self._old: Ints = np.zeros((0, 2), np.int64)
+        self._moved = 0
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def bytes(self) -> int:
+        """Memory of records, clocks, ids and index."""
+        blocks = (self._records, self._clocks, self._ids)
+        return sum(a.nbytes for b in blocks for a in b.arrays) + self._entries.nbytes + self._old.nbytes
+
+    def find(self, ids: Ints) -> Ints:
+        """Rows of `ids` (int64 [n], distinct), -1 where there is none."""
+        found = np.empty(ids.shape[0], np.int64)
+        index.find(self._entries, self._old, ids, found)
+        return found
+
+    def find_or_insert(self, ids: Ints) -> Ints:
+        """Rows of `ids` (int64 [n], distinct); unknown ids get a new row."""
+        self._make_room(ids.shape[0])
+        found = np.empty(ids.shape[0], np.int64)
+        added = index.find_or_insert(self._entries, self._old, ids, found, self._size)
+        if added:
+            new = ids[found >= self._size]
+            self._start(new)
+        return found
+
+    def pull(self, row_numbers: Ints, ids: Ints) -> Floats:
+        """Weights float32 [n, weights]; where a row number is -1, what a new row of that id would start from."""
+        out = np.empty((row_numbers.shape[0], self.weights), np.float32)
+        width = self._records.width
+        rows.pull(self._records.addresses, width, row_numbers, ids, self.seed, self.bounds, out)
+        return out
+
+    def apply(self, parts: list[RowGradient], version: int, row_limit: int | None, reduce: int) -> int:
+        """One update out of the parts' rows (see `rows.add_part` for the rule). Returns the rows updated."""
+        if len(parts) == 1:
+            distinct = parts[0].rows
+            places = np.arange(distinct.shape[0], dtype=np.int32)
+        else:
+            distinct, places = unique(np.concatenate([part.rows for part in parts]))
+        sums = np.zeros((distinct.shape[0], self.weights), np.float32)
+        kept = np.zeros(distinct.shape[0], np.float64)
+        start = 0
+        for part in parts:
+            stop = start + part.rows.shape[0]
+            rows.add_part(
+                self._clocks.addresses,
+                part.rows,
+                places[start:stop],
+                part.gradients,
+                part.share,
+                part.token,
+                -1 if row_limit is None else row_limit,
+                reduce,
+                sums,
+                kept,
+            )
+            start = stop
+        rows.finish_sums(reduce, sums, kept)
+        return self._update(distinct, sums, kept, version)
+
+    def blocks(self) -> Iterator[RowBlock]:
+        """Every row, block by block, in order of row number; copies of one block at a time."""
+        records = self._records.used(self._size)
+        clocks, ids = self._clocks.used(self._size), self._ids.used(self._size)
+        for record, clock, key in zip(records, clocks, ids, strict=True):
+            values = np.asarray(record, np.float32)
+            weights = np.ascontiguousarray(values[:, : self.weights])
+            slots = np.ascontiguousarray(values[:, self.weights : self.weights + self.slots])
+            yield RowBlock(key[:, 0].astype(np.int64), weights, slots, clock.astype(np.int64))
+
+    def load(self, block: RowBlock) -> None:
+        """Put rows back; ids that are there already are overwritten."""
+        numbers = self.find_or_insert(block.ids)
+        values = np.ascontiguousarray(np.concatenate([block.weights, block.slots], axis=1), np.float32)
+        self._write(numbers, values, block.clocks)
+
+    def _write(self, numbers: Ints, values: Floats, clocks: Ints) -> None:
+        width = self._records.width
+        optimizers.write_records(self._records.addresses, width, self._clocks.addresses, numbers, values, clocks)
+
+    def _update(self, distinct: Ints, sums: Floats, kept: npt.NDArray[np.float64], version: int) -> int:
+        records, clocks, width = self._records.addresses, self._clocks.addresses, self._records.width
+        if self.optimizer.kind >= 0:
+            kind, hyper = self.optimizer.kind, self._hyper
+            return int(optimizers.update_rows(kind, records, width, clocks, distinct, sums, kept, version, hyper))
+        chosen = kept > 0
+        numbers, grads = distinct[chosen], sums[chosen]
+        values = np.empty((numbers.shape[0], width), np.float32)
+        times = np.empty((numbers.shape[0], 2), np.int64)
+        optimizers.read_records(records, width, clocks, numbers, values, times)
+        self.optimizer.update(values[:, : self.weights], values[:, self.weights :], grads, version)
+        times[:, 0] = version
+        times[:, 1] += 1
+        self._write(numbers, values, times)
+        return int(numbers.shape[0])
+
+    def _start(self, ids: Ints) -> None:
+        first, self._size = self._size, self._size + ids.shape[0]
+        for blocks in (self._records, self._clocks, self._ids):
+            blocks.reserve(self._size)
+        rows.start_rows(
+            self._records.addresses,
+            self._records.width,
+            self._clocks.addresses,
+            self._ids.addresses,
+            ids,
+            first,
+            self.seed,
+            self.bounds,
+            self._slot_start,
+        )
+
+    def _make_room(self, more: int) -> None:
+        if self._old.shape[0]:
+            self._move(max(_MOVED_PER_CALL, 4 * more))
+        if self._size + more > _FULL * self._entries.shape[0]:
+            if self._old.shape[0]:
+                self._move(self._old.shape[0])
+            capacity = self._entries.shape[0]
+            while self._size + more > _FULL * capacity:
+                capacity *= 2
+            self._old, self._moved = self._entries, 0
+            self._entries = np.zeros((capacity, 2), np.int64)  # zeros are mapped lazily: no stall here
+
+    def _move(self, places: int) -> None:
+        stop = min(self._moved + places, self._old.shape[0])
+        index.move(self._entries, self._old, self._moved, stop)
+        self._moved = stop
+        if stop == self._old.shape[0]:
+            self._old = np.zeros((0, 2), np.int64)
+
+
+def unique(ids: Ints) -> tuple[Ints, npt.NDArray[np.int32]]:
+    """(distinct ids in order of first appearance int64 [m], inverse int32 [n])."""
+    distinct = np.empty(ids.shape[0], np.int64)
+    inverse = np.empty(ids.shape[0], np.int32)
+    scratch = np.zeros(1 << max(4, (2 * ids.shape[0] - 1).bit_length()), np.int32)
+    count = index.unique(ids, distinct, inverse, scratch)
+    return distinct[:count], inverse
+
+
+__all__ = ["BLOCK_ROWS", "REDUCE", "RowBlock", "RowGradient", "Table", "unique"]

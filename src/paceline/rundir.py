@@ -1,0 +1,144 @@
+"""The run directory: who may write it, and its files.
+
+    config.yaml         the resolved configuration
+    metrics.jsonl       one line per evaluation, and a last line with the totals
+    pace.trace          every event and command of the pace machine (see paceline.pace.trace)
+    skipped_rows.jsonl  rows that were left out: file, line, reason
+    curves/             TensorBoard
+    checkpoints/        see paceline.checkpoint
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from paceline.batch import BadRow
+from paceline.errors import RunDirError, StorageError
+
+CONFIG, METRICS, TRACE, SKIPPED = "config.yaml", "metrics.jsonl", "pace.trace", "skipped_rows.jsonl"
+
+
+@contextmanager
+def storing(what: str | Path) -> Iterator[None]:
+    """Turn a failure to write into a StorageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"{what}: the disk is full. Nothing that was stored before is lost: free some space and go on with --resume"
+            ) from error
+        raise StorageError(f"{what}: cannot be written: {error}") from error
+
+
+class RunDir:
+    """An open run directory; one process at a time. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: TextIO | None = None
+        self._trace: TextIO | None = None
+        self._named: set[tuple[str, int]] = set()
+
+    def __enter__(self) -> RunDir:
+        with storing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise RunDirError(
+                f"{self.path}: in use by another run (process {owner}); wait for it, stop it, or choose another --run-dir"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.close_trace()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+
+    def close_trace(self) -> None:
+        if self._trace is not None:
+            trace, self._trace = self._trace, None
+            with storing(self.path / TRACE):
+                trace.close()
+
+    @property
+    def started(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / CONFIG).exists()
+
+    def begin(self, config: str, metrics_lines: int, trace_bytes: int) -> None:
+        """Start or go on: what was written behind the last checkpoint is cut off, as it will happen again."""
+        with storing(self.path):
+            (self.path / CONFIG).write_text(config)
+            metrics, skipped = self.path / METRICS, self.path / SKIPPED
+            metrics.write_text("".join(whole_lines(metrics)[:metrics_lines]))
+            if skipped.exists():
+                named = whole_lines(skipped)
+                skipped.write_text("".join(named))
+                self._named = {(row["file"], row["line"]) for row in map(json.loads, named)}
+            self._trace = open(self.path / TRACE, "a")
+            self._trace.truncate(trace_bytes)
+            self._trace.seek(0, os.SEEK_END)
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with storing(self.path / METRICS), open(self.path / METRICS, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics_lines(self) -> int:
+        """Lines written so far."""
+        return len(whole_lines(self.path / METRICS))
+
+    def trace(self, line: str) -> None:
+        """Append a line to the pace trace."""
+        if self._trace is not None:
+            with storing(self.path / TRACE):
+                self._trace.write(line + "\n")
+
+    def trace_bytes(self) -> int:
+        """Bytes of the trace, all of them on disk."""
+        if self._trace is None:
+            return 0
+        with storing(self.path / TRACE):
+            self._trace.flush()
+            return self._trace.tell()
+
+    def skipped(self, rows: tuple[BadRow, ...]) -> None:
+        """Name rows that were left out; a row that was named before a resume is not named again."""
+        if not rows:
+            return
+        path = self.path / SKIPPED
+        with storing(path), open(path, "a") as file:
+            for row in rows:
+                if (row.file, row.line) not in self._named:
+                    file.write(json.dumps({"file": row.file, "line": row.line, "reason": row.reason}) + "\n")
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The complete lines of a text file: a killed process may leave half a line at the end."""
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl. Raises RunDirError if there is none."""
+    path = run / METRICS
+    if not path.exists():
+        raise RunDirError(f"{run}: not a run directory (there is no {METRICS})")
+    return [json.loads(line) for line in whole_lines(path)]

@@ -1,0 +1,103 @@
+"""One step of a worker: from pulled rows to loss and gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paceline.batch import Batch
+from paceline.exchange.direct import Pulled
+from paceline.kernels import rows as kernels
+from paceline.models.base import Model, Part
+from paceline.params.dense import flatten
+from paceline.params.shard import Gradient
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the parts of a row begin, and how many fields have one id and how many are bags."""
+
+    parts: tuple[Part, ...]
+    singles: int
+    bags: int
+
+    @property
+    def width(self) -> int:
+        return sum(p.width for p in self.parts)
+
+    def begins(self) -> list[int]:
+        return [sum(p.width for p in self.parts[:i]) for i in range(len(self.parts))]
+
+
+def rows_of(layout: Layout, batch: Batch, pulled: Pulled) -> dict[str, Tensor]:
+    """rows[part] float32 [B, fields, width]: bags pooled, in the order of the fields."""
+    found: dict[str, Tensor] = {}
+    samples, singles = batch.samples, layout.singles
+    for part, begin in zip(layout.parts, layout.begins(), strict=True):
+        out = np.empty((samples, singles + layout.bags, part.width), np.float32)
+        kernels.pool_singles(pulled.weights, pulled.inverse, singles, begin, out)
+        start = samples * singles
+        for field, bag in enumerate(batch.bags, singles):
+            inverse = pulled.inverse[start : start + bag.ids.shape[0]]
+            kernels.pool_bag(pulled.weights, inverse, bag.offsets, bag.weights, begin, field, out)
+            start += bag.ids.shape[0]
+        found[part.name] = torch.from_numpy(out)
+    return found
+
+
+def row_sums(layout: Layout, batch: Batch, pulled: Pulled, gradients: list[Tensor]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """The way back: gradients of rows[part], summed over the positions of each distinct id, float32 [n, width]."""
+    sums = np.zeros(pulled.weights.shape, np.float32)
+    samples, singles = batch.samples, layout.singles
+    for begin, gradient in zip(layout.begins(), gradients, strict=True):
+        values = gradient.contiguous().numpy()
+        kernels.spread_singles(values, pulled.inverse, singles, begin, sums)
+        start = samples * singles
+        for field, bag in enumerate(batch.bags, singles):
+            inverse = pulled.inverse[start : start + bag.ids.shape[0]]
+            kernels.spread_bag(values, inverse, bag.offsets, bag.weights, begin, field, sums)
+            start += bag.ids.shape[0]
+    return sums
+
+
+class Replica:
+    """A worker's own copy of the model. `flat` is its dense parameters; a pull copies the shard's into it."""
+
+    def __init__(self, model: Model, layout: Layout, precision: Precision) -> None:
+        self.model = model
+        self.layout = layout
+        self.precision = precision
+        self.flat = flatten(model)
+        self._parameters = list(model.parameters())
+
+    def logits(self, batch: Batch, rows: dict[str, Tensor]) -> Tensor:
+        """Logits float32 [B]."""
+        dense = torch.from_numpy(batch.dense)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            out: Tensor = self.model(rows, dense)
+        return out.float()
+
+    def gradient(self, batch: Batch, pulled: Pulled) -> tuple[float, Gradient]:
+        """(mean log loss, its gradient) on the pulled parameters."""
+        rows = rows_of(self.layout, batch, pulled)
+        for tensor in rows.values():
+            tensor.requires_grad_()
+        logits = self.logits(batch, rows)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(batch.labels))
+        inputs = [*self._parameters, *rows.values()]
+        grads = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+        count = len(self._parameters)
+        dense = torch.cat([g.reshape(-1) for g in grads[:count]]) if count else torch.zeros(0)
+        sums = row_sums(self.layout, batch, pulled, list(grads[count:]))
+        return float(loss.detach()), Gradient(dense, pulled.numbers, sums)
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, pulled: Pulled) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        """Logits as numpy float32 [B]; no gradient is kept."""
+        return self.logits(batch, rows_of(self.layout, batch, pulled)).numpy()

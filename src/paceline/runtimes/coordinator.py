@@ -1,0 +1,186 @@
+"""The coordinator of one process: the pace machine behind a lock, the batches that are out, the trace.
+
+It asks the machine and has the answers carried out, in their order, before anybody else is answered. So a worker that is
+granted a batch of version k sees parameters of version k or later, and a snapshot sees whole updates only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from paceline import pace as p
+from paceline.batch import Batch, Span
+
+
+class Settler(Protocol):
+    """Carries out what the machine says of gradients (a route)."""
+
+    def apply(self, command: p.Apply) -> None: ...
+
+    def drop(self, number: int) -> None: ...
+
+
+class Stopped(Exception):
+    """Another worker failed or the run was interrupted: leave quietly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A batch to compute; gradient is its number."""
+
+    gradient: int
+    token: int
+    batch: Batch
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a progress bar shows, and what is counted beside the machine's account."""
+
+    loss: float = float("nan")
+    staleness: float = 0.0
+    staleness_max: int = 0
+    rows_skipped: int = 0
+
+
+class Coordinator:
+    """Shared by all workers of a process. Every public method may be called from any thread."""
+
+    def __init__(
+        self,
+        machine: p.State,
+        settler: Settler,
+        trace: Callable[[str], None],
+        on_read: Callable[[Coordinator], None] = lambda _: None,
+        on_update: Callable[[Coordinator], None] = lambda _: None,
+    ) -> None:
+        self.machine = machine
+        self.progress = Progress()
+        self.next_span: Span | None = None
+        self.failure: BaseException | None = None
+        self.settling = False  # an update is being carried out: the parameters are not whole
+        self._settler = settler
+        self._trace = trace
+        self._on_read, self._on_update = on_read, on_update
+        self._changed = threading.Condition(threading.RLock())
+        self._batches: dict[int, Batch] = {}
+        self._granted: dict[str, Lease] = {}
+        self._source: Iterator[Batch] | None = None
+        self._reading = False
+
+    def open(self, source: Iterator[Batch]) -> None:
+        """The next batches come from `source`; when it ends, what was read is drained."""
+        with self._changed:
+            self._source = source
+
+    def join(self, worker: str) -> None:
+        with self._changed:
+            self._step(p.WorkerJoined(worker))
+
+    def leave(self, worker: str) -> None:
+        with self._changed:
+            self._step(p.WorkerLeft(worker))
+
+    def lease(self, worker: str) -> Lease | None:
+        """The next batch for `worker`, waiting as long as the pace says; None when the data is drained.
+
+        Raises Stopped if the run has failed meanwhile, and whatever error reading the data raised.
+        """
+        with self._changed:
+            self._step(p.WorkRequested(worker))
+            while True:
+                if self.failure is not None:
+                    raise Stopped
+                if worker in self._granted:
+                    return self._granted.pop(worker)
+                if self._source is None and self.machine.drained:
+                    return None
+                if self._source is not None and not self.machine.ready and not self._reading:
+                    self._read(self._source)
+                else:
+                    self._changed.wait()
+
+    def push(self, worker: str, lease: Lease, loss: float) -> None:
+        """A gradient that the settler holds already: let the machine decide on it."""
+        with self._changed:
+            if self.failure is not None:
+                raise Stopped
+            progress = self.progress
+            progress.loss = loss if progress.loss != progress.loss else 0.98 * progress.loss + 0.02 * loss
+            self._step(p.GradientPushed(worker, lease.gradient))
+
+    def switch(self, pace: p.Pace) -> None:
+        """From now on train at `pace`."""
+        with self._changed:
+            self._step(p.PaceSwitched(pace))
+
+    def snapshot(self, store: Callable[[list[Batch]], None]) -> None:
+        """Call `store(pending)` while nothing changes. pending: batches read and not settled, in order."""
+        with self._changed:
+            for command in self._step(p.SnapshotRequested()):
+                if isinstance(command, p.Snapshot):
+                    store([self._batches[gradient] for gradient in command.pending])
+
+    def fail(self, error: BaseException) -> None:
+        """Stop everybody; the first failure is kept."""
+        with self._changed:
+            if self.failure is None:
+                self.failure = error
+            self._changed.notify_all()
+
+    def _read(self, source: Iterator[Batch]) -> None:
+        """Read one batch without holding the lock, so that pushes go on meanwhile."""
+        self._reading = True
+        self._changed.release()
+        try:
+            batch = next(source, None)
+        finally:
+            self._changed.acquire()
+            self._reading = False
+            self._changed.notify_all()
+        if batch is None:
+            self._source = None
+            self._step(p.DataEnded())
+            return
+        self._batches[self.machine.next_batch] = batch
+        self.next_span = batch.following
+        self.progress.rows_skipped += len(batch.skipped)
+        self._step(p.BatchRead(batch.samples))
+        self._on_read(self)
+
+    def _step(self, event: p.Event) -> list[p.Command]:
+        commands = p.step(self.machine, event)
+        self._trace(p.event_line(event))
+        updated = False
+        for command in commands:
+            self._trace(p.command_line(command))
+            match command:
+                case p.Apply(version, parts, _):
+                    self.settling = True
+                    self._settler.apply(command)
+                    self.settling = False
+                    updated = True
+                    for part in parts:
+                        del self._batches[part.gradient]
+                    self._note_staleness([version - 1 - part.token for part in parts])
+                case p.Drop(gradient, _):
+                    self._settler.drop(gradient)
+                    del self._batches[gradient]
+                case p.Grant(worker, gradient, token):
+                    self._granted[worker] = Lease(gradient, token, self._batches[gradient])
+                case _:
+                    pass
+        if commands:
+            self._changed.notify_all()
+        if updated:
+            self._on_update(self)
+        return commands
+
+    def _note_staleness(self, staleness: list[int]) -> None:
+        progress = self.progress
+        mean = sum(staleness) / len(staleness)
+        progress.staleness = 0.9 * progress.staleness + 0.1 * mean
+        progress.staleness_max = max(progress.staleness_max, *staleness)

@@ -1,0 +1,111 @@
+"""The local body: worker threads in one process, and the worker's story, which the cluster shares."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from paceline.batch import Batch, Ints
+from paceline.errors import LossError
+from paceline.exchange.direct import Pulled
+from paceline.params.shard import Gradient
+from paceline.runtimes.compute import Replica
+from paceline.runtimes.coordinator import Coordinator, Lease, Stopped
+
+
+class Office(Protocol):
+    """Where a worker gets leases and reports (a coordinator, or a stand-in for one far away)."""
+
+    def lease(self, worker: str) -> Lease | None: ...
+
+    def push(self, worker: str, lease: Lease, loss: float) -> None: ...
+
+
+class Route(Protocol):
+    """How a worker reaches the parameters."""
+
+    def pull(self, ids: Ints, dense: Tensor) -> Pulled: ...
+
+    def push(self, number: int, gradient: Gradient) -> None: ...
+
+
+def settle_thread() -> None:
+    """One torch thread per worker (two 1-thread workers beat one 2-thread worker), and no denormal numbers: an Adagrad
+    accumulator that starts at 1e-6 and tiny gradients meet them."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+
+def work(name: str, office: Office, route: Route, replica: Replica) -> None:
+    """A worker's whole life: lease, pull, compute, push, until the data is drained."""
+    while (lease := office.lease(name)) is not None:
+        batch = lease.batch
+        pulled = route.pull(batch.flat_ids(), replica.flat)
+        loss, gradient = replica.gradient(batch, pulled)
+        if not (math.isfinite(loss) and math.isfinite(float(gradient.dense.sum()))):
+            raise LossError(_not_finite(batch, loss, lease))
+        route.push(lease.gradient, gradient)
+        office.push(name, lease, loss)
+
+
+def _not_finite(batch: Batch, loss: float, lease: Lease) -> str:
+    span = batch.span
+    return (
+        f"the loss became {loss} (or its gradient not finite) at gradient {lease.gradient}: day {span.day}, file"
+        f" {span.start.file}, rows {span.start.row:,} to {span.stop.row:,}. Usually a learning rate is too high"
+        " (optimizer.sparse.lr, optimizer.dense.lr), or a number in these rows is huge (transform: log_bucket helps)"
+    )
+
+
+def run_day(
+    coordinator: Coordinator,
+    route: Route,
+    replicas: list[Replica],
+    source: Iterator[Batch],
+    watch: Callable[[], None] = lambda: None,
+) -> None:
+    """Train on every batch of `source` with one thread per replica; returns when all of it is settled.
+
+    `watch` is called ten times a second from the calling thread. The first error of a worker is raised here, after
+    every thread has ended; KeyboardInterrupt stops the workers and is raised again.
+    """
+    coordinator.open(source)
+
+    def body(name: str, replica: Replica) -> None:
+        settle_thread()
+        try:
+            work(name, coordinator, route, replica)
+        except Stopped:
+            pass
+        except BaseException as error:  # raised again below, in the calling thread
+            coordinator.fail(error)
+
+    names = [f"worker-{i}" for i in range(len(replicas))]
+    for name in names:
+        coordinator.join(name)
+    threads = [
+        threading.Thread(target=body, args=(name, replica), name=name, daemon=True)
+        for name, replica in zip(names, replicas, strict=True)
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.1)
+                watch()
+    except BaseException as error:
+        coordinator.fail(error)
+        for thread in threads:
+            thread.join()
+        raise
+    if coordinator.failure is not None:
+        raise coordinator.failure
+    for name in names:
+        coordinator.leave(name)
+

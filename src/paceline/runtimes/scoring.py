@@ -1,0 +1,49 @@
+"""Scoring batches with several threads, while nobody trains."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from paceline.batch import Batch, Floats
+from paceline.exchange.direct import DirectRoute
+from paceline.runtimes.compute import Replica
+from paceline.runtimes.local import settle_thread
+
+
+def score(
+    route: DirectRoute, replicas: list[Replica], source: Iterator[Batch], take: Callable[[int, Batch, Floats], None]
+) -> None:
+    """Logits of every batch of `source`, one thread per replica: take(number of the batch, batch, logits [B]).
+
+    `take` is called by one thread at a time, in no particular order. The first error is raised here.
+    """
+    lock, taking = threading.Lock(), threading.Lock()
+    numbered = enumerate(source)
+    errors: list[BaseException] = []
+
+    def body(replica: Replica) -> None:
+        settle_thread()
+        try:
+            route.shard.pull_dense(replica.flat)
+            while not errors:
+                with lock:
+                    item = next(numbered, None)
+                if item is None:
+                    return
+                number, batch = item
+                logits = np.asarray(replica.predict(batch, route.read(batch.flat_ids())), np.float32)
+                with taking:
+                    take(number, batch, logits)
+        except BaseException as error:  # raised again below
+            errors.append(error)
+
+    threads = [threading.Thread(target=body, args=(replica,), daemon=True) for replica in replicas]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]

@@ -1,0 +1,316 @@
+"""The main job as a story: for each day, evaluate on it, then train on it, then keep a checkpoint."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from paceline import checkpoint
+from paceline import pace as p
+from paceline.assembly import Job, assemble
+from paceline.batch import Batch, Cursor, Span
+from paceline.config import JobConfig
+from paceline.curves import Curves
+from paceline.data.moments import no_moments
+from paceline.data.stream import Plan, day_batches
+from paceline.errors import DataError, LossError, PacelineError, RunDirError, StorageError, TrainingError
+from paceline.evaluate import evaluate_files, need_both_classes, run_config
+from paceline.rundir import RunDir, storing
+from paceline.runtimes.coordinator import Coordinator
+from paceline.runtimes.local import run_day
+
+
+class Watcher(Protocol):
+    """Who is told how the run goes (a terminal, a notebook, nobody)."""
+
+    def day(self, day: int, days: int) -> None: ...
+
+    def tick(self, status: dict[str, Any]) -> None: ...
+
+    def line(self, line: dict[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def day(self, day: int, days: int) -> None: ...
+
+    def tick(self, status: dict[str, Any]) -> None: ...
+
+    def line(self, line: dict[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def train(
+    config: JobConfig, base: Path, run_dir: Path, resume: bool = False, watcher: Watcher | None = None
+) -> dict[str, Any]:
+    """Run the job and return its last metrics line.
+
+    base: what relative paths in the configuration are relative to. Raises a PacelineError for everything that can be
+    foreseen; whatever was trained until then is in the newest checkpoint.
+    """
+    with RunDir(run_dir) as run:
+        if run.started and not resume:
+            raise RunDirError(f"{run_dir}: there is a run already; go on with --resume, or choose another --run-dir")
+        if run.started:
+            check_same_job(run_config(run_dir), config, run_dir)
+        job = assemble(config, base)
+        trainer = Trainer(job, run, watcher or Silent())
+        trainer.begin()
+        return trainer.go()
+
+
+def check_same_job(old: JobConfig, new: JobConfig, run_dir: Path) -> None:
+    """A run goes on with the same data layout, model and kinds of optimizer. Pace, workers, batches, rates and further
+    days may change. Raises RunDirError naming the key."""
+    fixed: list[tuple[str, Any, Any]] = [
+        ("data.format", old.data.format, new.data.format),
+        ("features", old.features, new.features),
+        ("model", old.model, new.model),
+        ("optimizer.sparse.name", old.optimizer.sparse.name, new.optimizer.sparse.name),
+        ("optimizer.dense.name", old.optimizer.dense.name, new.optimizer.dense.name),
+        ("seed", old.seed, new.seed),
+    ]
+    for key, before, now in fixed:
+        if before != now:
+            raise RunDirError(f"{run_dir}: {key} was {before} and is now {now}; a run cannot go on with another")
+
+
+def scheduled_pace(config: JobConfig, day: int, samples: int) -> p.Pace:
+    """The pace that the configuration asks for at the start of `day` with `samples` read."""
+    chosen = config.pace
+    for switch in config.switch:
+        due = day >= int(switch.at.removeprefix("day_")) if isinstance(switch.at, str) else samples >= switch.at
+        if due:
+            chosen = switch.pace
+    return chosen.build(config.gradients)
+
+
+class Trainer:
+    """One run. `begin` restores or starts, `go` does the days."""
+
+    def __init__(self, job: Job, run: RunDir, watcher: Watcher) -> None:
+        self.job, self.run, self.watcher = job, run, watcher
+        self.config = job.config
+        self.day = 0
+        self.evaluated = False  # whether `day` was evaluated already
+        self.again: list[Span] = []
+        self.next = Span(0, Cursor(), Cursor(), no_moments(len(job.schema.dense)))
+        self._checkpoints = run.path / "checkpoints"
+        self._seconds = 0.0
+        self._started = time.monotonic()
+        self._day_rate = 0.0
+        self._trained_seconds = 0.0
+        self._saved_at = 0
+        self._last_result: dict[str, Any] = {}
+        self._drawn = 0.0
+
+    # --- beginning ----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Restore the newest checkpoint, or start at the first day."""
+        with storing(self._checkpoints):
+            self._checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoint.clean(self._checkpoints)
+        loaded = checkpoint.load(self._checkpoints, self.job.shard)
+        lines, trace_bytes, skipped = 0, 0, 0
+        if loaded is None:
+            machine = p.begin(scheduled_pace(self.config, 0, 0))
+        else:
+            state = loaded.state
+            self.day, self.evaluated = state["day"], state["evaluated"]
+            self.next = Span.from_json(state["next"])
+            self.again = [Span.from_json(span) for span in state["again"]]
+            self._seconds, self._trained_seconds = state["seconds"], state["trained_seconds"]
+            self._last_result = state["last_result"]
+            lines, trace_bytes, skipped = state["metrics_lines"], state["trace_bytes"], state["rows_skipped"]
+            account = state["machine"]["account"]
+            pace = scheduled_pace(self.config, self.day, account["applied"] + account["dropped"])
+            machine = p.from_json(state["machine"], pace)
+            self.watcher.note(
+                f"resumed from {loaded.path.name}: day {self.day}, {machine.account.read:,} samples settled, pace {pace.name}"
+            )
+        self.run.begin(self.config.to_yaml(), lines, trace_bytes)
+        self.run.trace(p.start_line(machine))
+        self.curves = Curves(self.run.path / "curves", machine.account.read if loaded else None)
+        self.coordinator = Coordinator(machine, self.job.route, self.run.trace, self._on_read, self._on_update)
+        self.coordinator.progress.rows_skipped = skipped
+        self._saved_at = machine.account.read
+
+    # --- the days -----------------------------------------------------------------------------------------------
+
+    def go(self) -> dict[str, Any]:
+        """Every day that is left, then the totals."""
+        try:
+            while self.day < len(self.job.days):
+                self.watcher.day(self.day, len(self.job.days))
+                if not self.evaluated and self.day > 0 and self.config.evaluate == "next_day":
+                    self._evaluate()
+                self.evaluated = True
+                self._switch_at_day()
+                self._train_day()
+                self.day, self.evaluated, self.again = self.day + 1, False, []
+                self.next = Span(self.day, Cursor(), Cursor(), self._moments())
+                self._save([])
+            return self._end()
+        finally:
+            self.curves.close()
+
+    def _evaluate(self) -> None:
+        files = self.job.days[self.day]
+        counters = evaluate_files(self.job, files, self.day, self.next.moments)
+        need_both_classes(counters.rows, counters.positive_rows, files, self.day)
+        self._last_result = counters.result()
+        line = self._line("evaluation", self._day_rate)
+        self.run.metrics(line)
+        self.curves.add("evaluation", self._last_result, line["samples_read"])
+        self.watcher.line(line)
+
+    def _switch_at_day(self) -> None:
+        account = self.coordinator.machine.account
+        pace = scheduled_pace(self.config, self.day, account.read)
+        if pace != self.coordinator.machine.pace:
+            self.coordinator.switch(pace)
+            self.watcher.note(f"day {self.day}: the pace is now {pace.name}")
+
+    def _train_day(self) -> None:
+        account = self.coordinator.machine.account
+        read, started = account.read, time.monotonic()
+        plan = Plan(
+            self.day, self.config.local_batch, self.next.start, self.next.moments, again=tuple(self.again)
+        )
+        source = self._checked(day_batches(self.job.log, self.job.days[self.day], plan))
+        try:
+            run_day(self.coordinator, self.job.route, self.job.replicas, source, self._watch)
+        except BaseException as error:
+            self._seconds_now(started)
+            raise self._stopped(error) from error
+        took = self._seconds_now(started)
+        self._day_rate = (account.read - read) / took if took else 0.0
+
+    def _seconds_now(self, started: float) -> float:
+        took = time.monotonic() - started
+        self._trained_seconds += took
+        return took
+
+    def _checked(self, source: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, noting skipped rows; a day of one class is an error (unless nothing is evaluated)."""
+        positives = rows = 0
+        whole = self.next.start == Cursor() and not self.again
+        for batch in source:
+            self.run.skipped(batch.skipped)
+            rows += batch.samples
+            positives += int(batch.labels.sum())
+            yield batch
+        if whole and rows and self.config.evaluate == "next_day":
+            need_both_classes(rows, positives, self.job.days[self.day], self.day)
+
+    # --- while workers run --------------------------------------------------------------------------------------
+
+    def _on_read(self, coordinator: Coordinator) -> None:
+        """A switch that is due at a number of samples."""
+        if self.config.switch:
+            pace = scheduled_pace(self.config, self.day, coordinator.machine.account.read)
+            if pace != coordinator.machine.pace:
+                coordinator.switch(pace)
+                self.watcher.note(f"{coordinator.machine.account.read:,} samples: the pace is now {pace.name}")
+
+    def _on_update(self, coordinator: Coordinator) -> None:
+        if coordinator.machine.account.read - self._saved_at >= self.config.checkpoint.every:
+            coordinator.snapshot(self._save)
+
+    def _watch(self) -> None:
+        account, progress = self.coordinator.machine.account, self.coordinator.progress
+        status = {"rows": account.read, "loss": progress.loss, "staleness": progress.staleness, "dropped": account.dropped}
+        self.watcher.tick(status)
+        now = time.monotonic()
+        if now - self._drawn > 2.0 and account.updates:
+            self._drawn = now
+            self.curves.add("training", {"loss": progress.loss, "staleness": progress.staleness}, account.read)
+
+    # --- keeping and ending -------------------------------------------------------------------------------------
+
+    def _moments(self) -> Any:
+        following = self.coordinator.next_span
+        return following.moments if following is not None else self.next.moments
+
+    def _save(self, pending: list[Batch]) -> None:
+        """Keep a checkpoint. pending: batches that are out; they will be read again."""
+        coordinator = self.coordinator
+        following = coordinator.next_span if pending or self.evaluated else None
+        state = {
+            "machine": p.to_json(coordinator.machine),
+            "day": self.day,
+            "evaluated": self.evaluated,
+            "next": (following if following is not None and following.day == self.day else self.next).to_json(),
+            "again": [batch.span.to_json() for batch in pending],
+            "metrics_lines": self.run.metrics_lines(),
+            "trace_bytes": self.run.trace_bytes(),
+            "rows_skipped": coordinator.progress.rows_skipped - sum(len(batch.skipped) for batch in pending),
+            "seconds": self._total_seconds(),
+            "trained_seconds": self._trained_seconds,
+            "last_result": self._last_result,
+        }
+        checkpoint.save(self._checkpoints, self.job.shard, state, self.config.checkpoint.keep)
+        self._saved_at = coordinator.machine.account.read
+
+    def _stopped(self, error: BaseException) -> BaseException:
+        """What to raise when a day could not be finished, with the state kept where it is worth keeping."""
+        way_on = "go on with --resume from the last checkpoint"
+        if not isinstance(error, (LossError, StorageError)) and not self.coordinator.settling:
+            self.coordinator.snapshot(self._save)
+            way_on = f"everything until here is kept ({self.coordinator.machine.account.updates:,} updates); go on with --resume"
+        if isinstance(error, KeyboardInterrupt):
+            return KeyboardInterrupt(f"interrupted; {way_on}")
+        if isinstance(error, PacelineError):
+            return type(error)(f"{error}\n({way_on})")
+        log = self.run.path / "error.log"
+        with storing(log):
+            log.write_text("".join(traceback.format_exception(error)))
+        return TrainingError(f"a worker failed: {type(error).__name__}: {error} (traceback in {log})\n({way_on})")
+
+    def _total_seconds(self) -> float:
+        return self._seconds + time.monotonic() - self._started
+
+    def _line(self, event: str, rate: float) -> dict[str, Any]:
+        machine, result = self.coordinator.machine, self._last_result
+        account = machine.account
+        return {
+            "event": event,
+            "day": self.day,
+            **{key: result.get(key) for key in ("auc", "logloss", "gauc", "ne", "calibration")},
+            "samples_read": account.read,
+            "samples_applied": account.applied,
+            "samples_dropped": account.dropped,
+            "rows_skipped": self.coordinator.progress.rows_skipped,
+            "updates": account.updates,
+            "samples_per_s": round(rate, 1),
+            "pace": machine.pace.name,
+            "seconds": round(self._total_seconds(), 3),
+            "ids": len(self.job.shard.table),
+            "staleness_max": self.coordinator.progress.staleness_max,
+        }
+
+    def _end(self) -> dict[str, Any]:
+        account = self.coordinator.machine.account
+        if account.read != account.applied + account.dropped:
+            raise TrainingError(
+                f"the account does not close: {account.read} samples read, {account.applied} applied, {account.dropped}"
+                " dropped. This is a bug in paceline; please report it with pace.trace"
+            )
+        self.day = len(self.job.days) - 1
+        rate = account.read / self._trained_seconds if self._trained_seconds else 0.0
+        line = self._line("end", rate)
+        self.run.metrics(line)
+        self.run.trace_bytes()
+        self.watcher.line(line)
+        return line
+
+
+__all__ = ["DataError", "Silent", "Trainer", "Watcher", "check_same_job", "scheduled_pace", "train"]
