@@ -58,7 +58,7 @@ def day_files(config: JobConfig, base: Path) -> list[list[str]]:
 
 def make_log(config: JobConfig) -> Log:
     """How the job's files are read."""
-    data, schema = config.data, config.schema()
+    data, schema = config.data, config.log_schema()
     dialect = None
     match data.format:
         case "criteo":
@@ -112,8 +112,8 @@ def make_model(config: JobConfig, inputs: Inputs) -> Model:
     kept = [name for name in model.state_dict() if name in named]
     if kept:
         raise ConfigError(
-            f"model.name: {config.model.name} keeps running statistics ({kept[0]}); worker replicas would each have their"
-            " own and none would be evaluated. Use a model whose only state is parameters"
+            f"model.name: {config.model.name} keeps running statistics ({kept[0]}); worker replicas would each have"
+            " their own and none would be evaluated. Use a model whose only state is parameters"
         )
     return model
 

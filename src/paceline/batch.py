@@ -67,8 +67,8 @@ class Bag:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """labels float32 [B]; ids int64 [B, single fields]; bags: one per multi field; dense float32 [B, dense width];
-    groups int64 [B] or None; span: where it came from; following: the empty span right behind it; skipped: rows left out
-    since the batch before; places: int64 [B, 2] (file, row from 0), only where scores are to be told apart."""
+    groups int64 [B] or None; span: where it came from; following: the empty span right behind it; skipped: rows left
+    out since the batch before; places: int64 [B, 2] (file, row from 0), only where scores are to be told apart."""
 
     labels: Floats
     ids: Ints

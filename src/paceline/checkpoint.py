@@ -199,8 +199,8 @@ def _read_rows(path: Path, table: Table) -> Any:
         if reader.schema != _schema(table):
             raise RunDirError(
                 f"{path}: rows of another shape ({reader.schema.field('weights').type}, slots"
-                f" {reader.schema.field('slots').type}) than model and optimizer.sparse ask for ({table.weights} weights,"
-                f" {table.slots} slots); use the configuration that the run was started with"
+                f" {reader.schema.field('slots').type}) than model and optimizer.sparse ask for ({table.weights}"
+                f" weights, {table.slots} slots); use the configuration that the run was started with"
             )
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)

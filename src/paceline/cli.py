@@ -61,7 +61,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -69,7 +71,9 @@ def _options(
 @app.command()
 def train(
     job: Annotated[Path, typer.Argument(help="job.yaml")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for example pace.name=gba workers=4")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, for example pace.name=gba workers=4")
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where the run is kept (default: runs/<job>-<number>).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --run-dir.")] = False,
 ) -> None:
@@ -168,19 +172,25 @@ def synth(
     from paceline.rundir import storing
 
     spec = SynthSpec(
-        rows=rows, days=days, seed=seed, layout=layout, compression=compression, drift=drift  # type: ignore[arg-type]
+        rows=rows,
+        days=days,
+        seed=seed,
+        layout=layout,  # type: ignore[arg-type]
+        compression=compression,  # type: ignore[arg-type]
+        drift=drift,
     )
     console = Console()
     columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress, storing(out):
         task = progress.add_task("rows", total=rows)
-        report = write_log(spec, out, lambda n: progress.update(task, completed=n), overwrite=overwrite)
+        report = write_log(spec, out, lambda n: progress.advance(task, n), overwrite=overwrite)
     table = Table(title=f"{out}: the best possible", title_justify="left")
     for name in ("file", "rows", "click rate", "best AUC", "best log loss"):
         table.add_column(name, justify="left" if name == "file" else "right")
     names = [*(file.name for file in report.files), "all days"]
     for name, day in zip(names, (*report.days, report.total), strict=True):
-        table.add_row(name, f"{day.rows:,}", f"{day.click_rate:.4f}", f"{day.best_auc:.5f}", f"{day.best_logloss:.5f}")
+        auc = "–" if day.best_auc is None else f"{day.best_auc:.5f}"
+        table.add_row(name, f"{day.rows:,}", f"{day.click_rate:.4f}", auc, f"{day.best_logloss:.5f}")
     console.print(table)
 
 

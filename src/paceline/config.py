@@ -63,7 +63,12 @@ class FeaturesConfig(Strict):
 
     @model_validator(mode="after")
     def _distinct(self) -> FeaturesConfig:
-        names = [self.label.column, *(n.column for n in self.numeric), *self.categorical, *(m.column for m in self.multi)]
+        names = [
+            self.label.column,
+            *(n.column for n in self.numeric),
+            *self.categorical,
+            *(m.column for m in self.multi),
+        ]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"column {twice[0]!r} is used twice")
@@ -107,8 +112,8 @@ class SparseConfig(Named):
 
 
 class OptimizerConfig(Strict):
-    sparse: SparseConfig = SparseConfig(name="adagrad", lr=0.02)  # type: ignore[call-arg]
-    dense: Named = Named(name="adam", lr=0.001)  # type: ignore[call-arg]
+    sparse: SparseConfig = SparseConfig(name="adagrad", lr=0.02)
+    dense: Named = Named(name="adam", lr=0.001)
 
 
 class BatchConfig(Strict):
@@ -185,7 +190,7 @@ class JobConfig(Strict):
     features: FeaturesConfig | None = None
     model: Annotated[Named, _keyed("name")] = Named(name="deepfm")
     optimizer: OptimizerConfig = OptimizerConfig()
-    batch: BatchConfig = BatchConfig()  # type: ignore[call-arg]
+    batch: BatchConfig = BatchConfig()
     pace: PaceField = PaceConfig(name="sync")
     switch: list[SwitchConfig] = []
     workers: int = Field(1, ge=1, le=4096)
@@ -209,7 +214,7 @@ class JobConfig(Strict):
 
     @property
     def local_batch(self) -> int:
-        """Samples per gradient: as given, or the global batch over the workers (or all of it, if that leaves a rest)."""
+        """Samples per gradient: as given, or the global batch over the workers (all of it, if that leaves a rest)."""
         if self.batch.local is not None:
             return self.batch.local
         share, rest = divmod(self.batch.global_, self.workers)
@@ -220,7 +225,7 @@ class JobConfig(Strict):
         """Local batches in a global batch (M)."""
         return self.batch.global_ // self.local_batch
 
-    def schema(self) -> Schema:
+    def log_schema(self) -> Schema:
         """What the columns mean."""
         if self.features is None:
             return criteo_schema() if self.data.format == "criteo" else libsvm_schema()
@@ -263,10 +268,12 @@ def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:
     overridden = set()
     for override in overrides or []:
         overridden.add(_override(values, override))
-    return check(values, str(path), node, overridden)
+    return check(values, str(path), node, frozenset(overridden))
 
 
-def check(values: dict[str, Any], where: str, node: yaml.Node | None = None, overridden: set[str] = frozenset()) -> JobConfig:  # type: ignore[assignment]
+def check(
+    values: dict[str, Any], where: str, node: yaml.Node | None = None, overridden: frozenset[str] = frozenset()
+) -> JobConfig:
     """A configuration out of plain values. Raises ConfigError naming every key that is wrong."""
     try:
         return JobConfig.model_validate(values)

@@ -15,7 +15,7 @@ class Curves:
         from torch.utils.tensorboard import SummaryWriter
 
         with storing(folder):
-            self._writer: Any = SummaryWriter(str(folder), purge_step=resumed_at)  # type: ignore[no-untyped-call]
+            self._writer: Any = SummaryWriter(str(folder), purge_step=resumed_at)
 
     def add(self, prefix: str, values: dict[str, Any], samples: int) -> None:
         """One point per number in `values`, at `samples`."""

@@ -40,8 +40,8 @@ def need_both_classes(counters_rows: int, positives: int, files: list[str], day:
     if positives in (0, counters_rows):
         only = 0 if positives == 0 else 1
         raise DataError(
-            f"{', '.join(files)}: every one of the {counters_rows:,} rows of day {day} has label {only}; a ranking cannot be"
-            " evaluated on one class. Check features.label, or set evaluate: none"
+            f"{', '.join(files)}: each of the {counters_rows:,} rows of day {day} has label {only}; a ranking cannot"
+            " be evaluated on one class. Check features.label, or set evaluate: none"
         )
 
 
@@ -66,7 +66,9 @@ def load_run(run: Path, workers: int | None = None) -> Trained:
     loaded = checkpoint.load(run / "checkpoints", job.shard, dense_optimizer=False)
     if loaded is None:
         raise RunDirError(f"{run}: there is no checkpoint yet; let the run reach one (checkpoint.every) first")
-    moments = Span.from_json(loaded.state["next"]).moments if loaded.state["next"] else no_moments(len(job.schema.dense))
+    moments = (
+        Span.from_json(loaded.state["next"]).moments if loaded.state["next"] else no_moments(len(job.schema.dense))
+    )
     return Trained(job, moments, loaded.path, job.shard.version)
 
 
@@ -94,7 +96,12 @@ def predict_run(run: Path, data: list[str], out: Path, workers: int | None = Non
     log = dataclasses.replace(trained.job.log, labelled=False)
     source = day_batches(log, files, Plan(0, SCORING_BATCH, moments=trained.moments, frozen=True))
     schema = pa.schema(
-        [("file", pa.dictionary(pa.int32(), pa.string())), ("row", pa.int64()), ("score", pa.float32()), ("label", pa.float32())]
+        [
+            ("file", pa.dictionary(pa.int32(), pa.string())),
+            ("row", pa.int64()),
+            ("score", pa.float32()),
+            ("label", pa.float32()),
+        ]
     )
     temporary = out.with_name(f".{out.name}.writing")
     rows = 0
@@ -126,5 +133,10 @@ def _table(schema: Any, files: list[str], batch: Batch, logits: Floats) -> Any:
     assert batch.places is not None
     names = pa.DictionaryArray.from_arrays(pa.array(batch.places[:, 0].astype(np.int32)), pa.array(files))
     label = pa.array(batch.labels.astype(np.float32), from_pandas=True)
-    columns = [names, pa.array(np.ascontiguousarray(batch.places[:, 1])), pa.array(probability.astype(np.float32)), label]
+    columns = [
+        names,
+        pa.array(np.ascontiguousarray(batch.places[:, 1])),
+        pa.array(probability.astype(np.float32)),
+        label,
+    ]
     return pa.table(columns, schema=schema)

@@ -116,7 +116,9 @@ def _parquet(path: str) -> Findings:
         batch = next(source.iter_batches(SAMPLE))
         columns = []
         for name, array in zip(batch.schema.names, batch.columns, strict=True):
-            texts = ["" if v is None else "|".join(map(str, v)) if isinstance(v, list) else str(v) for v in array.to_pylist()]
+            texts = [
+                "" if v is None else "|".join(map(str, v)) if isinstance(v, list) else str(v) for v in array.to_pylist()
+            ]
             column = _column(name, texts)
             if str(array.type).startswith(("list", "large_list")):
                 column.kind = "bag"
@@ -131,17 +133,13 @@ def _column(name: str, texts: list[str]) -> Column:
     distinct = len(set(present))
     values = {t.lower() for t in set(present)}
     low = name.lower()
-    if values <= {"0", "1"} and low in _LABELS:
-        kind = "label"
-    elif low in _LABELS and _is_numbers(present):
+    if (values <= {"0", "1"} and low in _LABELS) or (low in _LABELS and _is_numbers(present)):
         kind = "label"
     elif _share(present, "|") > 0.2:
         kind = "bag"
     elif "time" in low or "date" in low:
         kind = "time"
-    elif low.endswith("id") or low in _GROUPS or not _is_numbers(present):
-        kind = "category"
-    elif distinct <= 50 and all("." not in t for t in present):
+    elif low.endswith("id") or low in _GROUPS or not _is_numbers(present) or _is_code(present, distinct):
         kind = "category"
     else:
         kind = "number"
@@ -150,6 +148,11 @@ def _column(name: str, texts: list[str]) -> Column:
 
 def _share(texts: list[str], mark: str) -> float:
     return sum(mark in t for t in texts) / len(texts) if texts else 0.0
+
+
+def _is_code(texts: list[str], distinct: int) -> bool:
+    """Few whole numbers are codes rather than amounts."""
+    return distinct <= 50 and all("." not in t for t in texts)
 
 
 def _is_numbers(texts: list[str]) -> bool:

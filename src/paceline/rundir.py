@@ -1,11 +1,11 @@
 """The run directory: who may write it, and its files.
 
-    config.yaml         the resolved configuration
-    metrics.jsonl       one line per evaluation, and a last line with the totals
-    pace.trace          every event and command of the pace machine (see paceline.pace.trace)
-    skipped_rows.jsonl  rows that were left out: file, line, reason
-    curves/             TensorBoard
-    checkpoints/        see paceline.checkpoint
+config.yaml         the resolved configuration
+metrics.jsonl       one line per evaluation, and a last line with the totals
+pace.trace          every event and command of the pace machine (see paceline.pace.trace)
+skipped_rows.jsonl  rows that were left out: file, line, reason
+curves/             TensorBoard
+checkpoints/        see paceline.checkpoint
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def storing(what: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
-                f"{what}: the disk is full. Nothing that was stored before is lost: free some space and go on with --resume"
+                f"{what}: the disk is full. Nothing that was stored before is lost: free some space, then --resume"
             ) from error
         raise StorageError(f"{what}: cannot be written: {error}") from error
 
@@ -58,7 +58,7 @@ class RunDir:
             owner = self._lock.read().strip() or "unknown"
             self._lock.close()
             raise RunDirError(
-                f"{self.path}: in use by another run (process {owner}); wait for it, stop it, or choose another --run-dir"
+                f"{self.path}: in use by another run (process {owner}); wait for it, stop it, or take another --run-dir"
             ) from None
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
@@ -93,7 +93,7 @@ class RunDir:
                 named = whole_lines(skipped)
                 skipped.write_text("".join(named))
                 self._named = {(row["file"], row["line"]) for row in map(json.loads, named)}
-            self._trace = open(self.path / TRACE, "a")
+            self._trace = open(self.path / TRACE, "a")  # noqa: SIM115  (closed by close_trace)
             self._trace.truncate(trace_bytes)
             self._trace.seek(0, os.SEEK_END)
 

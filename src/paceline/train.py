@@ -134,7 +134,7 @@ class Trainer:
             pace = scheduled_pace(self.config, self.day, account["applied"] + account["dropped"])
             machine = p.from_json(state["machine"], pace)
             self.watcher.note(
-                f"resumed from {loaded.path.name}: day {self.day}, {machine.account.read:,} samples settled, pace {pace.name}"
+                f"resumed from {loaded.path.name}: day {self.day}, {machine.account.read:,} settled, {pace.name}"
             )
         self.run.begin(self.config.to_yaml(), lines, trace_bytes)
         self.run.trace(p.start_line(machine))
@@ -182,9 +182,7 @@ class Trainer:
     def _train_day(self) -> None:
         account = self.coordinator.machine.account
         read, started = account.read, time.monotonic()
-        plan = Plan(
-            self.day, self.config.local_batch, self.next.start, self.next.moments, again=tuple(self.again)
-        )
+        plan = Plan(self.day, self.config.local_batch, self.next.start, self.next.moments, again=tuple(self.again))
         source = self._checked(day_batches(self.job.log, self.job.days[self.day], plan))
         try:
             run_day(self.coordinator, self.job.route, self.job.replicas, source, self._watch)
@@ -227,7 +225,12 @@ class Trainer:
 
     def _watch(self) -> None:
         account, progress = self.coordinator.machine.account, self.coordinator.progress
-        status = {"rows": account.read, "loss": progress.loss, "staleness": progress.staleness, "dropped": account.dropped}
+        status = {
+            "rows": account.read,
+            "loss": progress.loss,
+            "staleness": progress.staleness,
+            "dropped": account.dropped,
+        }
         self.watcher.tick(status)
         now = time.monotonic()
         if now - self._drawn > 2.0 and account.updates:
@@ -265,7 +268,8 @@ class Trainer:
         way_on = "go on with --resume from the last checkpoint"
         if not isinstance(error, (LossError, StorageError)) and not self.coordinator.settling:
             self.coordinator.snapshot(self._save)
-            way_on = f"everything until here is kept ({self.coordinator.machine.account.updates:,} updates); go on with --resume"
+            updates = self.coordinator.machine.account.updates
+            way_on = f"everything until here is kept ({updates:,} updates); go on with --resume"
         if isinstance(error, KeyboardInterrupt):
             return KeyboardInterrupt(f"interrupted; {way_on}")
         if isinstance(error, PacelineError):

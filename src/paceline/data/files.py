@@ -83,8 +83,9 @@ def blocks(path: str, size: int = BLOCK) -> Iterator[bytes]:
         if suffix == "zst" and not head.startswith(_ZSTD):
             raise DataError(f"{path}: not a zstd file (its first bytes are {head.hex()}); was it renamed or cut?")
         stream: Any = raw
+        open_gzip: Any = igzip.IGzipFile
         if head.startswith(_GZIP):
-            stream = igzip.IGzipFile(fileobj=raw, mode="rb")
+            stream = open_gzip(fileobj=raw, mode="rb")
         elif head.startswith(_ZSTD):
             # The reader takes a cut frame for the end of the data; `_whole` notices.
             stream = _WholeZstd(raw)

@@ -35,7 +35,7 @@ def add(moments: Moments, numbers: npt.NDArray[np.float64]) -> Moments:
 
 
 def dense_inputs(schema: Schema, numbers: npt.NDArray[np.float64], moments: Moments) -> Floats:
-    """float32 [n, 2 * features]: each feature's value (0 if missing; standardised ones within +-10) and missing flag."""
+    """float32 [n, 2 * features]: each feature's value (0 if missing; standardised within +-10) and missing flag."""
     out = np.zeros((numbers.shape[0], schema.dense_width), np.float32)
     for at, numeric in enumerate(schema.dense):
         values, missing = numbers[:, at], np.isnan(numbers[:, at])

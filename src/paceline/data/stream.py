@@ -25,6 +25,7 @@ from paceline.schema import Schema
 
 DEPTH = 6
 ENCODERS = 2
+FIRST = Cursor()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Plan:
 
     day: int
     size: int
-    start: Cursor = Cursor()
+    start: Cursor = FIRST
     moments: Moments | None = None
     again: tuple[Span, ...] = ()
     frozen: bool = False
@@ -244,7 +245,7 @@ def _held(cutter: _Cutter, blocks: Iterable[Block], files: list[str], plan: Plan
         held = batch
     if held is not None:
         yield replace(held, skipped=(*held.skipped, *cutter.skipped))
-    elif plan.start == Cursor():
+    elif plan.start == FIRST:
         why = f" ({len(cutter.skipped):,} bad rows; the first: {cutter.skipped[0].reason})" if cutter.skipped else ""
         raise DataError(f"{', '.join(files)}: day {plan.day} has no usable row{why}")
 

@@ -142,9 +142,7 @@ def read_libsvm(path: str, file: int) -> Iterator[LibsvmChunk]:
         id_starts, id_ends = np.empty(pairs, np.int32), np.empty(pairs, np.int32)
         weights, labels = np.empty(pairs, np.float32), np.zeros(rows, np.float64)
         state = np.empty(rows, np.uint8)
-        count = kernels.split_libsvm(
-            split.buffer, starts, ends, offsets, id_starts, id_ends, weights, labels, state
-        )
+        count = kernels.split_libsvm(split.buffer, starts, ends, offsets, id_starts, id_ends, weights, labels, state)
         bag = Lists(Spans(split.buffer, id_starts[:count], id_ends[:count]), offsets, weights[:count])
         bad = {int(row): _LIBSVM_REASONS[int(state[row])] for row in np.flatnonzero(state)}
         yield LibsvmChunk(path, file, first, rows, bad, labels, bag, split.lines)

@@ -6,11 +6,14 @@ owner of the blocks (`paceline.params.blocks`) keeps them alive while a kernel r
 
 from __future__ import annotations
 
+import numba
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from paceline.kernels.jit import kernel
+
+carray = numba.carray  # type: ignore[attr-defined]
 
 SHIFT = 15
 BLOCK_ROWS = 1 << SHIFT

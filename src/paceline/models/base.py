@@ -70,4 +70,5 @@ class DeepTerm(nn.Module):
         first = self.first(rows)
         if self.dense is not None:
             first = first + self.dense(dense)
-        return self.out(self.rest(torch.relu(first))).squeeze(1)
+        logit: Tensor = self.out(self.rest(torch.relu(first))).squeeze(1)
+        return logit

@@ -17,7 +17,9 @@ class CrossLayer(nn.Module):
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
         self.map: nn.Module = (
-            nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width)) if rank else nn.Linear(width, width)
+            nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
+            if rank
+            else nn.Linear(width, width)
         )
 
     def forward(self, first: Tensor, x: Tensor) -> Tensor:

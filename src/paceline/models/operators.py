@@ -1,8 +1,8 @@
 """Sparse operators: one definition, two places to run.
 
-An operator is a pair: `partial(rows on this shard) -> additive tensor` and `finish(sum of partials) -> output`. When rows
-are pulled to the worker, it runs both; under substitution (DES, our note des.md) each shard runs `partial` on its own
-rows and only the partial sums travel. `partial` is therefore additive over shards: where a shard holds no row of a
+An operator is a pair: `partial(rows on this shard) -> additive tensor` and `finish(sum of partials) -> output`. When
+rows are pulled to the worker, it runs both; under substitution (DES, our note des.md) each shard runs `partial` on its
+own rows and only the partial sums travel. `partial` is therefore additive over shards: where a shard holds no row of a
 (sample, field), its input is zero and must add nothing.
 
 Shapes: a part of the rows comes as [B, F, width]: B samples, F fields, bags pooled already.

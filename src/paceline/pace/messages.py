@@ -59,7 +59,14 @@ class SnapshotRequested:
 
 
 Event = (
-    BatchRead | DataEnded | WorkerJoined | WorkerLeft | WorkRequested | GradientPushed | PaceSwitched | SnapshotRequested
+    BatchRead
+    | DataEnded
+    | WorkerJoined
+    | WorkerLeft
+    | WorkRequested
+    | GradientPushed
+    | PaceSwitched
+    | SnapshotRequested
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paceline.batch import Batch
+from paceline.batch import Batch, Floats
 from paceline.exchange.direct import Pulled
 from paceline.kernels import rows as kernels
 from paceline.models.base import Model, Part
@@ -51,9 +51,9 @@ def rows_of(layout: Layout, batch: Batch, pulled: Pulled) -> dict[str, Tensor]:
     return found
 
 
-def row_sums(layout: Layout, batch: Batch, pulled: Pulled, gradients: list[Tensor]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def row_sums(layout: Layout, batch: Batch, pulled: Pulled, gradients: list[Tensor]) -> Floats:
     """The way back: gradients of rows[part], summed over the positions of each distinct id, float32 [n, width]."""
-    sums = np.zeros(pulled.weights.shape, np.float32)
+    sums: Floats = np.zeros(pulled.weights.shape, np.float32)
     samples, singles = batch.samples, layout.singles
     for begin, gradient in zip(layout.begins(), gradients, strict=True):
         values = gradient.contiguous().numpy()
@@ -98,6 +98,7 @@ class Replica:
         return float(loss.detach()), Gradient(dense, pulled.numbers, sums)
 
     @torch.no_grad()
-    def predict(self, batch: Batch, pulled: Pulled) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    def predict(self, batch: Batch, pulled: Pulled) -> Floats:
         """Logits as numpy float32 [B]; no gradient is kept."""
-        return self.logits(batch, rows_of(self.layout, batch, pulled)).numpy()
+        scores: Floats = self.logits(batch, rows_of(self.layout, batch, pulled)).numpy()
+        return scores

@@ -1,7 +1,7 @@
 """The coordinator of one process: the pace machine behind a lock, the batches that are out, the trace.
 
-It asks the machine and has the answers carried out, in their order, before anybody else is answered. So a worker that is
-granted a batch of version k sees parameters of version k or later, and a snapshot sees whole updates only.
+It asks the machine and has the answers carried out, in their order, before anybody else is answered. So a worker that
+is granted a batch of version k sees parameters of version k or later, and a snapshot sees whole updates only.
 """
 
 from __future__ import annotations

@@ -108,4 +108,3 @@ def run_day(
         raise coordinator.failure
     for name in names:
         coordinator.leave(name)
-
