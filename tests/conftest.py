@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "pace"))
+for _folder in ("pace", "runs"):
+    sys.path.insert(0, str(Path(__file__).parent / _folder))
 
 
 def pytest_addoption(parser):
