@@ -54,8 +54,10 @@ def test_parts_merge_to_the_whole(parts, seed):
     whole = Counters()
     whole.add(logits, labels)
     merged = Counters()
-    for piece in rng.permutation(np.array_split(np.arange(300), parts)) if parts == 1 else np.array_split(
-        rng.permutation(300), parts
+    for piece in (
+        rng.permutation(np.array_split(np.arange(300), parts))
+        if parts == 1
+        else np.array_split(rng.permutation(300), parts)
     ):
         counters = Counters()
         counters.add(logits[piece], labels[piece])

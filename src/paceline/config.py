@@ -186,6 +186,8 @@ class CheckpointConfig(Strict):
 
 
 class JobConfig(Strict):
+    """A job: the keys of job.yaml (docs/job.md lists them with their defaults)."""
+
     data: DataConfig
     features: FeaturesConfig | None = None
     model: Annotated[Named, _keyed("name")] = Named(name="deepfm")

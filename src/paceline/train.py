@@ -274,6 +274,12 @@ class Trainer:
             return KeyboardInterrupt(f"interrupted; {way_on}")
         if isinstance(error, PacelineError):
             return type(error)(f"{error}\n({way_on})")
+        if isinstance(error, MemoryError):
+            size = f"{self.job.shard.table.bytes >> 20:,} MB for {len(self.job.shard.table):,} ids"
+            return TrainingError(
+                f"out of memory ({error}); the table holds {size}. Use a smaller model.dim, rowwise_adagrad, fewer workers"
+                f" or a smaller batch.local\n({way_on})"
+            )
         log = self.run.path / "error.log"
         with storing(log):
             log.write_text("".join(traceback.format_exception(error)))

@@ -12,7 +12,7 @@ import zstandard
 from paceline.data.stream import Log, Plan, day_batches
 from paceline.data.text import Dialect
 from paceline.errors import DataError
-from paceline.kernels.hashing import field_seed, mix64, missing_id, text_id
+from paceline.kernels.hashing import field_seed, missing_id, mix64, text_id
 from paceline.schema import Label, Multi, Numeric, Schema, criteo_schema, libsvm_schema
 
 SCHEMA = Schema(
@@ -98,7 +98,9 @@ def test_ids_are_what_the_documentation_says(tmp_path):
     """id = XXH64(text, seed = XXH64(field name)); checked against the xxhash package, and against fixed numbers."""
     [batch] = day_batches(log_of("csv"), [write(tmp_path, "csv")], Plan(0, 10))
     seed = xxhash.xxh64(b"d", seed=0).intdigest()
-    expected = [xxhash.xxh64(t, seed=seed).intdigest() for t in (b"9007199254740993", b"9223372036854775807", b"", b"5")]
+    expected = [
+        xxhash.xxh64(t, seed=seed).intdigest() for t in (b"9007199254740993", b"9223372036854775807", b"", b"5")
+    ]
     assert batch.ids[:4, 1].tolist() == [signed(e) for e in expected]
     assert batch.ids[2, 1] == missing_id("d")
     seed = xxhash.xxh64(b"e", seed=0).intdigest()

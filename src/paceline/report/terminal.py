@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -87,11 +88,15 @@ def evaluation_table(lines: list[dict[str, Any]], best: dict[int, float] | None 
     """One row per evaluation."""
     shown = [line for line in lines if line["event"] == "evaluation"]
     grouped = any(line["gauc"] is not None for line in shown)
-    table = Table(title="Each day, evaluated before it was trained on", title_justify="left", caption_justify="left")
-    for name in ("day", "AUC", *(("best AUC",) if best else ()), *(("GAUC",) if grouped else ()), "log loss", "NE"):
-        table.add_column(name, justify="right")
-    for name in ("calibration", "samples before", "samples/s", "pace"):
-        table.add_column(name, justify="left" if name == "pace" else "right")
+    table = Table(
+        title="Each day, evaluated before it was trained on",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    names = ["day", "AUC", *(["best AUC"] if best else []), *(["GAUC"] if grouped else []), "log loss", "NE", "calib."]
+    for name in (*names, "samples", "samples/s", "pace"):
+        table.add_column(name, justify="left" if name == "pace" else "right", no_wrap=True)
     for line in shown:
         cells = [str(line["day"]), _number(line["auc"])]
         if best:
