@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--limit-mb 700] [--times 10]
 
 The process limits its own data segment (RLIMIT_DATA: heap and private writable memory), then trains LR on a Criteo log
-whose text is `times` times that limit. The log is made of one block of rows over and over, as zstd frames, so the file is
-small on disk and ids do not grow without bound: what could grow is what is under test. Prints the resident size in ten
+whose text is `times` times that limit. The log is made of one block of rows over and over, as zstd frames, so the file
+is small on disk and ids do not grow without bound: what could grow is what is under test. Prints the resident size in ten
 moments of the run and the peak.
 """
 
@@ -24,7 +24,7 @@ import zstandard
 from paceline.config import check
 from paceline.data.synth import SynthSpec
 from paceline.data.synth_write import write_log
-from paceline.train import Silent, train
+from paceline.training import Silent, train
 
 
 class Gauge(Silent):

@@ -1,7 +1,7 @@
 """The main job on data that is always there: a synthetic log with a planted truth, trained for five days.
 
-Writes everything under demo/ and prints the table against the best possible AUC. The pace changes from sync to GBA after
-two days, with no hyper-parameter touched.
+Writes everything under demo/ and prints the table against the best possible AUC. The pace changes from sync to GBA
+after two days, with no hyper-parameter touched.
 """
 
 import shutil

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  (this script is run by whatever python3 is)
         sys.exit(f"paceline needs Python 3.11 or later; this is {sys.version.split()[0]} (set PYTHON=python3.11)")
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".venv")
     ready = folder / ".ready"

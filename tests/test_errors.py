@@ -23,7 +23,7 @@ from paceline.errors import ConfigError, DataError, LossError, PacelineError, Ru
 from paceline.evaluate import evaluate_run, predict_run
 from paceline.inspect import inspect_data, inspect_run
 from paceline.rundir import RunDir
-from paceline.train import Silent, train
+from paceline.training import Silent, train
 
 HEADER = "click,a,b,c,g,user"
 FEATURES = {"label": "click", "numeric": ["a", {"column": "b", "transform": "standardise"}], "categorical": ["c"]}
@@ -81,24 +81,17 @@ def skipped(folder):
 
 
 def test_public_train_is_the_function_whatever_was_imported():
-    importlib.import_module("paceline.train")
+    importlib.import_module("paceline.training")
     assert paceline.train is train
 
 
-# --- job.yaml and overrides -------------------------------------------------------------------------------------------
-
 TEXT = yaml.safe_dump(job("csv", ["d.csv"]), sort_keys=False)
-LINES = len(TEXT.splitlines())
 JOBS = [
     (None, ["no such file"]),
-    (b"\xff\xfe\0", ["text"]),
-    (b"", ["mapping"]),
-    (b"- a\n", ["mapping", "list"]),
     (b"data:\n\tformat: csv\n", ["line 2"]),
-    (f"{TEXT}modle: x\n".encode(), [f"line {LINES + 1}", "modle", "did you mean 'model'"]),
-    (f"{TEXT}1: x\n".encode(), [f"line {LINES + 1}"]),
+    (f"{TEXT}modle: x\n".encode(), [f"line {TEXT.count(chr(10)) + 1}", "modle", "did you mean 'model'"]),
+    (f"{TEXT}1: x\n".encode(), [f"line {TEXT.count(chr(10)) + 1}"]),
     (f"{TEXT}workers: 7\n".encode(), ["workers", "twice"]),
-    (b"data: {format: csv, days: [x]}\n", ["features", "needed"]),
     (b"data: {format: criteo, days: [x]}\nfeatures: {label: y, categorical: [c]}\n", ["features", "leave"]),
 ]
 
@@ -111,35 +104,22 @@ def test_job_file(tmp_path, text, words):
 
 
 IMPOSSIBLE = """
-batch.global                                    key=value
-workers=[                                       workers YAML
 workers=0                                       workers 1
-workers=abc                                     workers integer
 batch.globl=3                                   batch.globl 'global'
 batch.global=100                                batch.global multiple
-data.days=[]                                    days
 data.days=[[]]                                  days
 data.days.0.x=1                                 data.days.0
-data.days.9=x                                   data.days.9
 data.days=foo://x                               data.days foo://x
 data.days=nothing.csv                           nothing.csv exist
 data.days=[.]                                   directory
 data.delimiter='"'                              delimiter quote
-pace=gbaa                                       pace gba
-pace={"name":"sync","bound":1}                  pace bound
-seed=-1                                         seed
-model=foo                                       model.name deepfm
-model.dims=3                                    model.dims 'dim'
 model.dim=true                                  model.dim
 model.std=abc                                   model.std
 model.std=.nan                                  model.std
 model.name=':X'                                 model.name
-optimizer.sparse.lr=.nan                        optimizer.sparse.lr
 optimizer.sparse.lr=1e39                        optimizer.sparse.lr
 optimizer.dense.lr=.inf                         optimizer.dense lr
-optimizer.dense.lr=abc                          optimizer.dense lr
-optimizer.dense.foo=1                           optimizer.dense foo
-features.label={"column":"a","positive":">=4.4.4"}  features.label.positive 4.4.4 '>= 4'
+features.label={"column":"a","positive":">=4.4.4"}  features.label.positive 4.4.4 such
 features.categorical=[c,c]                      'c' twice
 features={"label":"click"}                      ids
 """
@@ -147,8 +127,7 @@ features={"label":"click"}                      ids
 
 @pytest.mark.parametrize("case", IMPOSSIBLE.strip().splitlines(), ids=lambda case: case.split()[0])
 def test_impossible_values(tmp_path, case):
-    override, *words = case.replace("'>= 4'", "'>=\u00a04'").split(" ")
-    words = [word.replace("\u00a0", " ") for word in words if word]
+    override, *words = case.split()
     write(tmp_path / "d.csv", csv(32))
     fails(UserError, *words, call=lambda: go(tmp_path, job("csv", ["d.csv"]), overrides=[override]))
 
@@ -158,9 +137,6 @@ def test_overrides_of_a_key_in_its_short_form(tmp_path):
     overrides = ["features.label.positive='>= 4'", "features.numeric.0.column=z"]
     features = paceline.load_config(tmp_path / "job.yaml", overrides).features
     assert (features.label.column, features.label.positive, features.numeric[0].column) == ("click", ">= 4", "z")
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def damaged(kind):
@@ -191,11 +167,10 @@ def test_damaged_parquet(tmp_path, cut):
     fails(DataError, tmp_path / "x", call=lambda: inspect_data(str(tmp_path / "x")))
 
 
-@pytest.mark.parametrize("header", [HEADER + ",a", "click,a,b,c,g,usr", HEADER.replace(",", ";"), HEADER])
-def test_headers(tmp_path, header):
-    words = {HEADER: ["no rows"], HEADER + ",a": ["'a'", "twice"], "click,a,b,c,g,usr": ["'user'", "'usr'"]}
-    write(tmp_path / "d", [header] if header == HEADER else [header, ",".join("1" * (header.count(",") + 1))])
-    fails(DataError, tmp_path / "d", *words.get(header, ["click"]), call=lambda: go(tmp_path, job("csv", ["d"])))
+@pytest.mark.parametrize(("header", "word"), [("click,a,b,c,g,user,a", "twice"), ("click,a,b,c,g,usr", "'usr'")])
+def test_headers(tmp_path, header, word):
+    write(tmp_path / "d", [header, ",".join("1" * (header.count(",") + 1))])
+    fails(DataError, tmp_path / "d", word, call=lambda: go(tmp_path, job("csv", ["d"])))
 
 
 def test_byte_order_mark_and_quotes(tmp_path):
@@ -223,28 +198,19 @@ def test_reading_a_header_needs_little_memory(tmp_path):
         tracemalloc.stop()
 
 
-# --- rows -------------------------------------------------------------------------------------------------------------
-
 BAD_ROWS = [
     ("csv", "2,2,0.5,c,x,u", ["click", "2", "positive"]),
-    ("csv", "nan,2,0.5,c,x,u", ["click", "nan"]),
-    ("csv", ",2,0.5,c,x,u", ["click", "empty"]),
     ("csv", "1,inf,0.5,c,x,u", ["'a'", "inf"]),
     ("csv", "1,1,1e400,c,x,u", ["'b'", "1e400"]),
     ("csv", "1,1,1e300,c,x,u", ["'b'", "1e300"]),  # infinite as the float32 that a model sees
     ("csv", "1,foo,1,c,x,u", ["'a'", "foo", "categorical"]),
-    ("csv", "1,2", ["2 columns", "6"]),
-    ("csv", "1,2,3,4,5,6,7", ["7 columns", "6"]),
     ("criteo", "1\t2", ["2 columns", "40"]),
     ("criteo", "3" + criteo(1)[0][1:], ["label", "3"]),
     ("libsvm", f"1 {2**63}:1", ["2^63"]),
-    ("libsvm", "1 99999999999999999999:1", ["2^63"]),
-    ("libsvm", "1 -1:1", ["index"]),
     ("libsvm", "1 3:nan", ["finite"]),
     ("libsvm", "1 3:1e39", ["finite"]),  # as above
     ("libsvm", "1 3", ["index:value"]),
     ("libsvm", "1", ["no features"]),
-    ("libsvm", "x 1:1", ["label"]),
     ("libsvm", "2 1:1", ["label", "2"]),
 ]
 
@@ -260,38 +226,28 @@ def test_bad_rows(tmp_path, kind, row, words):
     assert (result["rows_skipped"], result["samples_read"], skipped(tmp_path)) == (1, 90, [("d", 72)])
 
 
-@pytest.mark.parametrize(
-    "values", [[1.0, None], [1.0, float("nan")], [1, -1], ["1", "yes"], ["1", "yes", None]], ids=str
-)
-def test_bad_rows_of_parquet(tmp_path, values):
-    """As labels and, but for empty and negative ones, as numbers; three values: dictionary encoded."""
-    column = pa.array([values[i == 5] for i in range(40)])
-    column = column.dictionary_encode() if len(values) == 3 else column
-    fine = pa.array([i % 2 for i in range(40)])
-    for name in ("click", "a") if values[1] not in (None, -1) else ("click",):
-        (tmp_path / name).mkdir()
-        pq.write_table(pa.table({"click": fine, "a": fine, "c": ["x"] * 40} | {name: column}), tmp_path / name / "d")
-        asked = [job("parquet", ["d"], skip, features={**SHORT, "numeric": ["a"]}) for skip in (False, True)]
-        fails(
-            DataError, tmp_path / name / "d", " 6: ", f"'{name}'", call=lambda n=name, a=asked: go(tmp_path / n, a[0])
-        )
-        result = go(tmp_path / name, {**asked[1], "evaluate": "none"}, resume=True)
-        assert (result["rows_skipped"], result["samples_read"], skipped(tmp_path / name)) == (1, 39, [("d", 6)])
+@pytest.mark.parametrize("bad", [None, float("nan"), -1.0, "yes", "dictionary"], ids=str)
+def test_bad_rows_of_parquet(tmp_path, bad):
+    column = pa.array([bad if i == 5 else str(i % 2) if isinstance(bad, str) else float(i % 2) for i in range(40)])
+    column = column.dictionary_encode() if bad == "dictionary" else column
+    name = "click" if bad in (None, -1.0) else "a"
+    pq.write_table(pa.table({"click": [0, 1] * 20, "a": [0] * 40, "c": ["x"] * 40} | {name: column}), tmp_path / "d")
+    values = job("parquet", ["d"], features={**SHORT, "numeric": ["a"]})
+    fails(DataError, tmp_path / "d", " 6: ", f"'{name}'", call=lambda: go(tmp_path, values))
+    values["data"]["on_bad_row"] = "skip"
+    result = go(tmp_path, values, resume=True)
+    assert (result["rows_skipped"], result["samples_read"], skipped(tmp_path)) == (1, 39, [("d", 6)])
 
 
 def test_huge_ids_stay_apart(tmp_path):
     big = [2**53 + i for i in range(12)] + [2**63 - 6 + i for i in range(12)] + [2**64 - 1 - i for i in range(12)]
     unsigned, text = pa.array(np.array(big, np.uint64)), pa.array([str(10**40 + i) for i in range(36)])
     for number, ids in enumerate((unsigned, unsigned.dictionary_encode(), text)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        pq.write_table(pa.table({"click": [i % 2 for i in range(36)], "c": ids}), folder / "d")
-        write(folder / "e", ["click,c", *(f"{i % 2},{value}" for i, value in enumerate(ids.to_pylist()))])
-        assert go(folder, job("parquet", ["d"], features=SHORT))["ids"] == 36
-        values = job("csv", ["d", "e"], features=SHORT)  # the same ids in both formats
-        values["data"]["days"] = ["e"]
-        train(paceline.JobConfig.model_validate(values), folder, folder / "csv")
-        assert json.loads((folder / "csv" / "metrics.jsonl").read_text().splitlines()[-1])["ids"] == 36
+        pq.write_table(pa.table({"click": [i % 2 for i in range(36)], "c": ids}), tmp_path / "d")
+        write(tmp_path / "e", ["click,c", *(f"{i % 2},{value}" for i, value in enumerate(ids.to_pylist()))])
+        for kind, name in (("parquet", "d"), ("csv", "e")):
+            (tmp_path / f"{kind}{number}").mkdir()
+            assert go(tmp_path / f"{kind}{number}", job(kind, [f"../{name}"], features=SHORT))["ids"] == 36
     write(tmp_path / "f", [f"{i % 2} {2**63 - 1 - i}:1" for i in range(36)])
     assert go(tmp_path, job("libsvm", ["f"]))["ids"] == 36
 
@@ -304,9 +260,6 @@ def test_a_day_of_one_class(tmp_path, day):
     for resume in (False, True):  # it does not go away by asking again
         fails(DataError, tmp_path / f"d{day}", "evaluate: none", call=lambda r=resume: go(tmp_path, values, resume=r))
     assert go(tmp_path, {**values, "evaluate": "none"}, resume=True)["samples_read"] == 120
-
-
-# --- nothing is lost --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pace", ["sync", "gba", "bulk_synchronous", "bounded_staleness", "async"])
@@ -360,8 +313,7 @@ def test_a_loss_that_is_nan(tmp_path, part):
 @pytest.mark.parametrize("part", ["sparse", "dense"])
 def test_a_nan_that_an_evaluation_meets_first(tmp_path, part):
     write(tmp_path / "d", csv(64))  # one update
-    rates = {"sparse": {"name": "sgd", "lr": 0.01}, "dense": {"name": "sgd", "lr": 0.01}}
-    rates[part]["lr"] = 3e38
+    rates = {name: {"name": "sgd", "lr": 3e38 if name == part else 0.01} for name in ("sparse", "dense")}
     fails(LossError, "lr", call=lambda: go(tmp_path, job("csv", ["d", "d"], optimizer=rates)))
 
 
@@ -404,9 +356,6 @@ def test_a_full_disk(small_disk, tmp_path, every):
     assert go(tmp_path, values, resume=True)["samples_read"] == 6300
 
 
-# --- run directories and the command line -----------------------------------------------------------------------------
-
-
 def test_run_directories(tmp_path):
     write(tmp_path / "d", csv(64))
     values, run, elsewhere = job("csv", ["d"]), tmp_path / "run", tmp_path / "typo"
@@ -441,11 +390,9 @@ def command(*words):
     return subprocess.run(line, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize(
-    "words", ["workers=0 2 workers", "optimizer.dense.lr=1e30 1 loss", "data.days=foo://x 2 foo://x"]
-)
-def test_exit_codes(tmp_path, words):
-    override, code, told = words.split()
+@pytest.mark.parametrize("case", ["workers=0 2 workers", "optimizer.dense.lr=1e30 1 loss", "data.days=no://x 2 no://x"])
+def test_exit_codes(tmp_path, case):
+    override, code, told = case.split()
     write(tmp_path / "d", csv(640))
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job("csv", ["d"])))
     result = command("train", tmp_path / "job.yaml", "--run-dir", tmp_path / "run", override)

@@ -7,6 +7,7 @@
 """
 
 import argparse
+import gzip
 import os
 from pathlib import Path
 
@@ -18,9 +19,8 @@ DAYS = 7
 
 def read(path: Path, columns: list[str]) -> pl.DataFrame:
     """A MovieLens file: '::' between columns, Latin-1."""
-    import gzip
-
-    lines = gzip.open(path, "rt", encoding="latin-1").read().splitlines()
+    with gzip.open(path, "rt", encoding="latin-1") as file:
+        lines = file.read().splitlines()
     return pl.DataFrame([line.split("::") for line in lines], schema=columns, orient="row")
 
 

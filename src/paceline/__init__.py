@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         sync,
     )
     from paceline.params.sparse import SparseOptimizer
-    from paceline.train import train
+    from paceline.training import train
 
 _HOMES = {
     "paceline.config": ("JobConfig", "load_config"),
@@ -64,7 +64,7 @@ _HOMES = {
         "sync",
     ),
     "paceline.params.sparse": ("SparseOptimizer",),
-    "paceline.train": ("train",),
+    "paceline.training": ("train",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

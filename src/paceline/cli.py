@@ -84,7 +84,7 @@ def train(
     from paceline.config import load_config
     from paceline.inspect import truth_of
     from paceline.report.terminal import Terminal
-    from paceline.train import train as run_job
+    from paceline.training import train as run_job
 
     config = load_config(job, overrides)
     if resume and run_dir is None:

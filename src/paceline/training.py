@@ -277,8 +277,8 @@ class Trainer:
         if isinstance(error, MemoryError):
             size = f"{self.job.shard.table.bytes >> 20:,} MB for {len(self.job.shard.table):,} ids"
             return TrainingError(
-                f"out of memory ({error}); the table holds {size}. Use a smaller model.dim, rowwise_adagrad, fewer workers"
-                f" or a smaller batch.local\n({way_on})"
+                f"out of memory ({error}); the table holds {size}. Use a smaller model.dim, rowwise_adagrad, fewer"
+                f" workers or a smaller batch.local\n({way_on})"
             )
         log = self.run.path / "error.log"
         with storing(log):
