@@ -4,7 +4,7 @@
 
 The process limits its own data segment (RLIMIT_DATA: heap and private writable memory), then trains LR on a Criteo log
 whose text is `times` times that limit. The log is made of one block of rows over and over, as zstd frames, so the file
-is small on disk and ids do not grow without bound: what could grow is what is under test. Prints the resident size in ten
+is small on disk and ids do not grow without bound: what could grow is under test. Prints the resident size in ten
 moments of the run and the peak.
 """
 

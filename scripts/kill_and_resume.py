@@ -51,7 +51,9 @@ def one_round(job: str, run: Path, overrides: list[str], moment: float, whole: d
         if (run / "metrics.jsonl").exists() and evaluations(run):
             when = f"in day {evaluations(run)[-1][0]}"
     checkpoints = sorted(p.name for p in (run / "checkpoints").glob("[0-9]*"))
-    again = subprocess.run(command(job, run, overrides, resume=True), capture_output=True, text=True, check=False)
+    # Killed before the run had begun there is nothing to resume: a user starts it again.
+    begun = (run / "config.yaml").exists()
+    again = subprocess.run(command(job, run, overrides, resume=begun), capture_output=True, text=True, check=False)
     if again.returncode:
         return f"resume ended with {again.returncode}: {again.stderr.strip()}"
     end = last_line(run)

@@ -81,7 +81,7 @@ def sparse_optimizer(name: str, options: dict[str, Any]) -> SparseOptimizer:
             )
         try:
             chosen = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(f"optimizer.sparse.name: {name!r} cannot be imported: {error}") from error
     if not (isinstance(chosen, type) and issubclass(chosen, SparseOptimizer)):
         raise ConfigError(f"optimizer.sparse.name: {name!r} is not a subclass of paceline.SparseOptimizer")
@@ -98,8 +98,8 @@ def _number(key: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise ConfigError(f"optimizer.sparse.{key}: {value!r} is no number") from None
-    if not np.isfinite(number) or number < 0 or (key == "lr" and number == 0):
-        raise ConfigError(f"optimizer.sparse.{key}: {value!r} must be a finite number above 0")
+    if not 0 <= number < 3.4e38 or (key == "lr" and number == 0):
+        raise ConfigError(f"optimizer.sparse.{key}: {value!r} must be a finite number above 0 (a float32)")
     return number
 
 
@@ -129,18 +129,20 @@ def assemble(config: JobConfig, base: Path) -> Job:
     bounds = np.concatenate([np.full(part.width, part.std * 3**0.5, np.float32) for part in parts])
     sparse = config.optimizer.sparse
     table = Table(bounds, sparse_optimizer(sparse.name, dict(sparse.options)), config.seed)
-    dense_options = {key: _maybe_number(value) for key, value in config.optimizer.dense.options.items()}
+    dense_options = {key: _maybe_number(key, value) for key, value in config.optimizer.dense.options.items()}
     dense = DenseBlock(model, make_optimizer(config.optimizer.dense.name, dense_options, model))
     route = DirectRoute(Shard(table, dense, sparse.reduce))
     replicas = [Replica(make_model(config, inputs), layout, config.precision) for _ in range(config.workers)]
     return Job(config, log.schema, log, day_files(config, base), layout, route, replicas)
 
 
-def _maybe_number(value: Any) -> Any:
-    """YAML reads 1e-3 as text; torch wants a number."""
+def _maybe_number(key: str, value: Any) -> Any:
+    """YAML reads 1e-3 as text; torch wants a number, and would take an infinite one."""
     if isinstance(value, str):
         try:
-            return float(value)
+            value = float(value)
         except ValueError:
             return value
+    if isinstance(value, float) and not np.isfinite(value):
+        raise ConfigError(f"optimizer.dense.{key}: {value!r} must be a finite number")
     return value

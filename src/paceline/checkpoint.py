@@ -26,7 +26,7 @@ import pyarrow as pa
 import safetensors
 import safetensors.torch
 
-from paceline.errors import RunDirError, StorageError
+from paceline.errors import LossError, RunDirError, StorageError
 from paceline.params.dense import DenseBlock
 from paceline.params.shard import Shard
 from paceline.params.table import RowBlock, Table
@@ -34,6 +34,7 @@ from paceline.rundir import storing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_RATES = ": a learning rate is too high (optimizer.sparse.lr, optimizer.dense.lr)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,11 @@ class Loaded:
     state: dict[str, Any]
 
 
-def save(folder: Path, shard: Shard, state: dict[str, Any], keep: int) -> Path:
-    """Write checkpoints/<updates> under `folder` and remove all but the newest `keep`. Returns its path.
+def save(folder: Path, shard: Shard, state: dict[str, Any], keep: int, sound: int = -1) -> Path:
+    """Write checkpoints/<updates> under `folder` and remove all but the newest `keep`, and the newest up to version
+    `sound`. Returns its path.
 
-    Raises StorageError; what was stored before is untouched then.
+    Raises StorageError, or LossError if a parameter is not finite; what was stored before is untouched then.
     """
     final = folder / f"{shard.version:09d}"
     temporary = folder / f".writing-{os.getpid()}-{shard.version}"
@@ -57,6 +59,8 @@ def save(folder: Path, shard: Shard, state: dict[str, Any], keep: int) -> Path:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             tensors, rest = shard.dense.slots()
+            if not all(bool(tensor.isfinite().all()) for tensor in shard.dense.weights().values()):
+                raise LossError(f"a dense parameter of version {shard.version} is not finite{_RATES}")
             _write_rows(temporary / "rows.arrow", shard.table)
             safetensors.torch.save_file(shard.dense.weights(), temporary / "dense.safetensors")
             safetensors.torch.save_file(tensors, temporary / "dense_optimizer.safetensors")
@@ -73,9 +77,20 @@ def save(folder: Path, shard: Shard, state: dict[str, Any], keep: int) -> Path:
         raise StorageError(f"{final}: cannot be written ({error}); is the disk full?") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    safe = next((path for path in _all(folder) if int(path.name) <= sound), None)
     for old in _all(folder)[keep:]:
-        shutil.rmtree(_aside(old), ignore_errors=True)
+        if old != safe:
+            shutil.rmtree(_aside(old), ignore_errors=True)
     return final
+
+
+def set_aside(folder: Path, sound: int) -> Path | None:
+    """Remove checkpoints newer than version `sound`: what was trained since may have exploded already. The last one
+    that is left is never removed. Returns the newest that is left."""
+    found = _all(folder)
+    while len(found) > 1 and int(found[0].name) > sound:
+        shutil.rmtree(_aside(found.pop(0)), ignore_errors=True)
+    return found[0] if found else None
 
 
 def load(folder: Path, shard: Shard, dense_optimizer: bool = True) -> Loaded | None:
@@ -145,7 +160,7 @@ def _problem(path: Path) -> str | None:
         for name, expected in manifest["files"].items():
             if _sum(path / name) != expected:
                 return f"{name} is not what was written (size or SHA-256 differ)"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"unreadable: {error}"
     return None
 
@@ -177,6 +192,8 @@ def _write_rows(path: Path, table: Table) -> None:
     schema = _schema(table)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for block in table.blocks():
+            if not np.isfinite(block.weights).all():
+                raise LossError(f"the row of an id is not finite{_RATES}")
             columns = [
                 pa.array(block.ids),
                 _lists(block.weights, table.weights),

@@ -87,10 +87,12 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _some_day(self) -> DataConfig:
-        if not self.days:
-            raise ValueError("days is empty; name at least one file")
+        if not self.days or any(not day for day in self.days):
+            raise ValueError("days is empty, or one of them is; name at least one file for each")
         if self.quote is not None and len(self.quote.encode()) != 1:
             raise ValueError(f"quote {self.quote!r} must be one ASCII character, or null for none")
+        if self.delimiter is not None and (not self.delimiter or self.quote in tuple(self.delimiter)):
+            raise ValueError(f"delimiter {self.delimiter!r} must not be empty nor hold the quote ({self.quote!r})")
         if self.format not in ("csv", "tsv") and (self.delimiter or self.columns):
             raise ValueError(f"delimiter and columns are for csv and tsv, not for {self.format}")
         return self
@@ -108,12 +110,17 @@ class Named(BaseModel):
 
 
 class SparseConfig(Named):
+    name: str = "adagrad"
     reduce: Literal["global_mean", "per_id_mean", "sum"] = "global_mean"
 
 
+class DenseConfig(Named):
+    name: str = "adam"
+
+
 class OptimizerConfig(Strict):
-    sparse: SparseConfig = SparseConfig(name="adagrad", lr=0.02)
-    dense: Named = Named(name="adam", lr=0.001)
+    sparse: SparseConfig = SparseConfig(lr=0.02)
+    dense: DenseConfig = DenseConfig(lr=0.001)
 
 
 class BatchConfig(Strict):
@@ -267,10 +274,29 @@ def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:
         raise ConfigError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a job is a mapping of keys (data, model, ...), not {type(values).__name__}")
+    _check_keys(node, str(path))
     overridden = set()
     for override in overrides or []:
         overridden.add(_override(values, override))
     return check(values, str(path), node, frozenset(overridden))
+
+
+def _check_keys(node: yaml.Node | None, where: str) -> None:
+    """Raise ConfigError for a key that is given twice (YAML would keep the last) or is no text."""
+    if isinstance(node, yaml.SequenceNode):
+        for element in node.value:
+            _check_keys(element, where)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen = set()
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+            raise ConfigError(f"{where}, line {line}: {getattr(key, 'value', key)!r} is no name of a key")
+        if key.value in seen:
+            raise ConfigError(f"{where}, line {line}: the key {key.value!r} is given twice")
+        seen.add(key.value)
+        _check_keys(value, where)
 
 
 def check(
@@ -347,21 +373,26 @@ def _override(values: dict[str, Any], override: str) -> str:
         raise ConfigError(f"{override!r} is no override; write key=value, for example batch.local=128")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not YAML: {error}") from None
+    except yaml.YAMLError:
+        value = text  # such as `>= 4`, which YAML would want quoted
     target: Any = values
     *parents, last = key.split(".")
-    for parent in parents:
-        if isinstance(target, list):
-            target = _element(target, parent, key)
-            continue
-        below = target.get(parent)
-        if not isinstance(below, (dict, list)):
-            # `pace: gba` and `pace.name=sync` mean the same key
-            below = target[parent] = {"name": below} if isinstance(below, str) else {}
+    for depth, parent in enumerate(parents):
+        index: Any = int(_index(target, parent, key)) if isinstance(target, list) else parent
+        below = target[index] if isinstance(target, list) else target.get(index)
+        if isinstance(below, str):
+            # `pace: gba` stands for `pace: {name: gba}`, `label: click` for `label: {column: click}`
+            short = _SHORT_FORMS.get(".".join(p for p in parents[: depth + 1] if not p.isdigit()))
+            if short is None:
+                raise ConfigError(f"{key}: {'.'.join(parents[: depth + 1])} is {below!r}, which has no keys")
+            below = target[index] = {short: below}
+        elif below is None and isinstance(target, dict):
+            below = target[index] = {}
+        elif not isinstance(below, (dict, list)):
+            raise ConfigError(f"{key}: {'.'.join(parents[: depth + 1])} is {below!r}, which has no keys")
         target = below
     if isinstance(target, list):
-        target[target.index(_element(target, last, key))] = value
+        target[int(_index(target, last, key))] = value
     else:
         if last == "name" and target.get("name") not in (None, value):
             target.clear()  # another model, optimizer or pace: the options of the old one do not belong to it
@@ -369,7 +400,18 @@ def _override(values: dict[str, Any], override: str) -> str:
     return key
 
 
-def _element(values: list[Any], index: str, key: str) -> Any:
+# Where a text stands for a mapping with one key (see `_keyed`).
+_SHORT_FORMS = {
+    "model": "name",
+    "pace": "name",
+    "switch.pace": "name",
+    "features.label": "column",
+    "features.numeric": "column",
+    "features.multi": "column",
+}
+
+
+def _index(values: list[Any], index: str, key: str) -> str:
     if not index.isdigit() or int(index) >= len(values):
         raise ConfigError(f"{key}: {index!r} is not an element; the list has {len(values)} (from 0)")
-    return values[int(index)]
+    return index

@@ -1,7 +1,12 @@
-"""TensorBoard curves of a run. The step is the number of samples read, so runs at different paces line up."""
+"""TensorBoard curves of a run. The step is the number of samples read, so runs at different paces line up.
+
+Events are written by TensorBoard's own record writer, at once and in this thread: its usual writer has a thread that
+prints a traceback when the disk is full.
+"""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +17,37 @@ class Curves:
     """Writes scalars; on a resume, points behind the checkpoint are hidden."""
 
     def __init__(self, folder: Path, resumed_at: int | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
+        self._folder = folder
         with storing(folder):
-            self._writer: Any = SummaryWriter(str(folder), purge_step=resumed_at)
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"events.out.tfevents.{time.time_ns()}.paceline"
+            self._writer: Any = RecordWriter(open(path, "wb"))  # noqa: SIM115  (closed by close)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if resumed_at is not None:
+            log = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=resumed_at, session_log=log))
 
     def add(self, prefix: str, values: dict[str, Any], samples: int) -> None:
         """One point per number in `values`, at `samples`."""
-        with storing("curves"):
-            for name, value in values.items():
-                if isinstance(value, (int, float)) and value == value:
-                    self._writer.add_scalar(f"{prefix}/{name}", value, samples)
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        points = [
+            Summary.Value(tag=f"{prefix}/{name}", simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, (int, float)) and value == value
+        ]
+        if points:
+            self._write(Event(wall_time=time.time(), step=samples, summary=Summary(value=points)))
 
     def close(self) -> None:
-        self._writer.close()
+        with storing(self._folder):
+            self._writer.close()
+
+    def _write(self, event: Any) -> None:
+        with storing(self._folder):
+            self._writer.write(event.SerializeToString())
+            self._writer.flush()

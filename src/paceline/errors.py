@@ -46,7 +46,14 @@ class TrainingError(PacelineError):
 
 
 class LossError(TrainingError):
-    """The loss or a gradient is not finite. The last checkpoint from before is the one to go back to."""
+    """The loss or a gradient is not finite. The last checkpoint from before is the one to go back to.
+
+    file: the number of the file in its day where it showed, if it showed in one.
+    """
+
+    def __init__(self, text: str, file: int | None = None) -> None:
+        super().__init__(text)
+        self.file = file
 
 
 class StorageError(PacelineError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,13 @@ def run_config(run: Path) -> JobConfig:
     path = run / CONFIG
     if not path.exists():
         raise RunDirError(f"{run}: not a run directory (there is no {CONFIG})")
-    return check(yaml.safe_load(path.read_text()), str(path))
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunDirError(f"{path}: cannot be read ({error}); put the job's configuration there") from error
+    if not isinstance(values, dict):
+        raise RunDirError(f"{path}: holds no configuration; put the job's configuration there")
+    return check(values, str(path))
 
 
 def evaluate_run(run: Path, data: list[str], workers: int | None = None) -> dict[str, Any]:
@@ -91,6 +98,8 @@ def predict_run(run: Path, data: list[str], out: Path, workers: int | None = Non
     """Write a Parquet file with `file`, `row` (from 0), `score` (click probability) and, where the data has one,
     `label`, in the order of the data. Returns the number of rows. The label column may be absent.
     """
+    if out.exists() and not out.is_file():
+        raise RunDirError(f"{out}: not a plain file; name another --out")
     trained = load_run(run, workers)
     files = [path for pattern in data for path in expand(pattern, Path.cwd())]
     log = dataclasses.replace(trained.job.log, labelled=False)
@@ -124,7 +133,8 @@ def predict_run(run: Path, data: list[str], out: Path, workers: int | None = Non
                 score(trained.job.route, trained.job.replicas, source, take)
             temporary.rename(out)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return rows
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
 from paceline import checkpoint
 from paceline.data.chunks import Spans
 from paceline.data.files import blocks, expand, open_raw
+from paceline.data.parquet import open_parquet
 from paceline.data.text import split_file
 from paceline.errors import DataError, RunDirError
 from paceline.rundir import CONFIG, read_metrics
@@ -112,7 +112,7 @@ def _text(path: str, kind: str, delimiter: bytes, names: tuple[str, ...] | None)
 
 def _parquet(path: str) -> Findings:
     with open_raw(path) as raw:
-        source = pq.ParquetFile(raw)
+        source = open_parquet(raw, path)
         batch = next(source.iter_batches(SAMPLE))
         columns = []
         for name, array in zip(batch.schema.names, batch.columns, strict=True):

@@ -48,6 +48,8 @@ class RunDir:
         self._named: set[tuple[str, int]] = set()
 
     def __enter__(self) -> RunDir:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirError(f"{self.path}: a file, not a directory; choose another --run-dir")
         with storing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a+")
@@ -86,13 +88,13 @@ class RunDir:
     def begin(self, config: str, metrics_lines: int, trace_bytes: int) -> None:
         """Start or go on: what was written behind the last checkpoint is cut off, as it will happen again."""
         with storing(self.path):
-            (self.path / CONFIG).write_text(config)
-            metrics, skipped = self.path / METRICS, self.path / SKIPPED
-            metrics.write_text("".join(whole_lines(metrics)[:metrics_lines]))
-            if skipped.exists():
-                named = whole_lines(skipped)
-                skipped.write_text("".join(named))
-                self._named = {(row["file"], row["line"]) for row in map(json.loads, named)}
+            replace_text(self.path / CONFIG, config)
+            replace_text(self.path / METRICS, "".join(whole_lines(self.path / METRICS)[:metrics_lines]))
+            if (self.path / SKIPPED).exists():
+                named = whole_lines(self.path / SKIPPED)
+                replace_text(self.path / SKIPPED, "".join(named))
+                rows = read_lines(self.path / SKIPPED)
+                self._named = {(str(row.get("file")), int(row.get("line", 0))) for row in rows}
             self._trace = open(self.path / TRACE, "a")  # noqa: SIM115  (closed by close_trace)
             self._trace.truncate(trace_bytes)
             self._trace.seek(0, os.SEEK_END)
@@ -136,9 +138,32 @@ def whole_lines(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a kill or a full disk leaves the old or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines. Raises RunDirError naming the line that is none."""
+    found = []
+    for number, line in enumerate(whole_lines(path), 1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise RunDirError(
+                f"{path}, line {number}: {line.strip()[:60]!r} is no JSON object; mend or remove the line"
+            )
+        found.append(value)
+    return found
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl. Raises RunDirError if there is none."""
     path = run / METRICS
     if not path.exists():
         raise RunDirError(f"{run}: not a run directory (there is no {METRICS})")
-    return [json.loads(line) for line in whole_lines(path)]
+    return read_lines(path)

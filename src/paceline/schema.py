@@ -22,7 +22,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_RULE = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*([-+]?[0-9.]+(?:[eE][-+]?\d+)?)\s*")
+_RULE = re.compile(r"\s*(>=|<=|==|!=|>|<)\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class Schema:
     categorical: tuple[str, ...] = ()
     multi: tuple[Multi, ...] = ()
     group: str | None = None
+    free: bool = True  # the user chose the columns; False: the format has a fixed layout
 
     @property
     def bucketed(self) -> tuple[str, ...]:
@@ -120,9 +121,10 @@ def criteo_schema() -> Schema:
         Label("label"),
         tuple(Numeric(c) for c in CRITEO_COLUMNS[1:14]),
         CRITEO_COLUMNS[14:],
+        free=False,
     )
 
 
 def libsvm_schema() -> Schema:
     """libsvm: one bag, 'features', whose values are weights."""
-    return Schema(Label("label"), multi=(Multi("features", pool="sum"),))
+    return Schema(Label("label"), multi=(Multi("features", pool="sum"),), free=False)

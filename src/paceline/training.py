@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from paceline import checkpoint
 from paceline import pace as p
 from paceline.assembly import Job, assemble
-from paceline.batch import Batch, Cursor, Span
+from paceline.batch import Batch, Span
 from paceline.config import JobConfig
 from paceline.curves import Curves
 from paceline.data.moments import no_moments
-from paceline.data.stream import Plan, day_batches
+from paceline.data.stream import FIRST, Plan, day_batches
 from paceline.errors import DataError, LossError, PacelineError, RunDirError, StorageError, TrainingError
 from paceline.evaluate import evaluate_files, need_both_classes, run_config
 from paceline.rundir import RunDir, storing
@@ -55,6 +54,8 @@ def train(
     base: what relative paths in the configuration are relative to. Raises a PacelineError for everything that can be
     foreseen; whatever was trained until then is in the newest checkpoint.
     """
+    if resume and not run_dir.exists():
+        raise RunDirError(f"{run_dir}: there is no run to go on with; check --run-dir, or leave --resume out")
     with RunDir(run_dir) as run:
         if run.started and not resume:
             raise RunDirError(f"{run_dir}: there is a run already; go on with --resume, or choose another --run-dir")
@@ -100,8 +101,9 @@ class Trainer:
         self.config = job.config
         self.day = 0
         self.evaluated = False  # whether `day` was evaluated already
-        self.again: list[Span] = []
-        self.next = Span(0, Cursor(), Cursor(), no_moments(len(job.schema.dense)))
+        self.again: list[Span] = []  # spans of the checkpoint that were not read again yet
+        self.seen = [0, 0]  # rows and clicks of `day` so far
+        self.next = Span(0, FIRST, FIRST, no_moments(len(job.schema.dense)))
         self._checkpoints = run.path / "checkpoints"
         self._seconds = 0.0
         self._started = time.monotonic()
@@ -127,6 +129,7 @@ class Trainer:
             self.day, self.evaluated = state["day"], state["evaluated"]
             self.next = Span.from_json(state["next"])
             self.again = [Span.from_json(span) for span in state["again"]]
+            self.seen = list(state["seen"])
             self._seconds, self._trained_seconds = state["seconds"], state["trained_seconds"]
             self._last_result = state["last_result"]
             lines, trace_bytes, skipped = state["metrics_lines"], state["trace_bytes"], state["rows_skipped"]
@@ -150,17 +153,25 @@ class Trainer:
         try:
             while self.day < len(self.job.days):
                 self.watcher.day(self.day, len(self.job.days))
-                if not self.evaluated and self.day > 0 and self.config.evaluate == "next_day":
-                    self._evaluate()
-                self.evaluated = True
-                self._switch_at_day()
-                self._train_day()
-                self.day, self.evaluated, self.again = self.day + 1, False, []
-                self.next = Span(self.day, Cursor(), Cursor(), self._moments())
-                self._save([])
+                try:
+                    self._one_day()
+                except BaseException as error:
+                    raise self._stopped(error) from error
             return self._end()
         finally:
             self.curves.close()
+
+    def _one_day(self) -> None:
+        if not self.evaluated and self.day > 0 and self.config.evaluate == "next_day":
+            self._evaluate()
+        self.evaluated = True
+        self._switch_at_day()
+        self._train_day()
+        if self.config.evaluate == "next_day":
+            need_both_classes(self.seen[0], self.seen[1], self.job.days[self.day], self.day)
+        self.day, self.evaluated, self.seen = self.day + 1, False, [0, 0]
+        self.next = Span(self.day, FIRST, FIRST, self._moments())
+        self._save([])
 
     def _evaluate(self) -> None:
         files = self.job.days[self.day]
@@ -169,6 +180,7 @@ class Trainer:
         self._last_result = counters.result()
         line = self._line("evaluation", self._day_rate)
         self.run.metrics(line)
+        self.evaluated = True  # from here on a resume does not evaluate this day again
         self.curves.add("evaluation", self._last_result, line["samples_read"])
         self.watcher.line(line)
 
@@ -183,41 +195,27 @@ class Trainer:
         account = self.coordinator.machine.account
         read, started = account.read, time.monotonic()
         plan = Plan(self.day, self.config.local_batch, self.next.start, self.next.moments, again=tuple(self.again))
-        source = self._checked(day_batches(self.job.log, self.job.days[self.day], plan))
+        source = day_batches(self.job.log, self.job.days[self.day], plan)
         try:
             run_day(self.coordinator, self.job.route, self.job.replicas, source, self._watch)
-        except BaseException as error:
-            self._seconds_now(started)
-            raise self._stopped(error) from error
-        took = self._seconds_now(started)
+        finally:
+            took = time.monotonic() - started
+            self._trained_seconds += took
         self._day_rate = (account.read - read) / took if took else 0.0
-
-    def _seconds_now(self, started: float) -> float:
-        took = time.monotonic() - started
-        self._trained_seconds += took
-        return took
-
-    def _checked(self, source: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, noting skipped rows; a day of one class is an error (unless nothing is evaluated)."""
-        positives = rows = 0
-        whole = self.next.start == Cursor() and not self.again
-        for batch in source:
-            self.run.skipped(batch.skipped)
-            rows += batch.samples
-            positives += int(batch.labels.sum())
-            yield batch
-        if whole and rows and self.config.evaluate == "next_day":
-            need_both_classes(rows, positives, self.job.days[self.day], self.day)
 
     # --- while workers run --------------------------------------------------------------------------------------
 
-    def _on_read(self, coordinator: Coordinator) -> None:
-        """A switch that is due at a number of samples."""
+    def _on_read(self, batch: Batch) -> None:
+        """Note what was read (under the coordinator's lock), and switch if that is due at this number of samples."""
+        self.again = [span for span in self.again if span.start != batch.span.start]
+        self.seen = [self.seen[0] + batch.samples, self.seen[1] + int(batch.labels.sum())]
+        self.run.skipped(batch.skipped)
         if self.config.switch:
-            pace = scheduled_pace(self.config, self.day, coordinator.machine.account.read)
-            if pace != coordinator.machine.pace:
-                coordinator.switch(pace)
-                self.watcher.note(f"{coordinator.machine.account.read:,} samples: the pace is now {pace.name}")
+            read = self.coordinator.machine.account.read
+            pace = scheduled_pace(self.config, self.day, read)
+            if pace != self.coordinator.machine.pace:
+                self.coordinator.switch(pace)
+                self.watcher.note(f"{read:,} samples: the pace is now {pace.name}")
 
     def _on_update(self, coordinator: Coordinator) -> None:
         if coordinator.machine.account.read - self._saved_at >= self.config.checkpoint.every:
@@ -252,7 +250,11 @@ class Trainer:
             "day": self.day,
             "evaluated": self.evaluated,
             "next": (following if following is not None and following.day == self.day else self.next).to_json(),
-            "again": [batch.span.to_json() for batch in pending],
+            "again": [span.to_json() for span in (*(batch.span for batch in pending), *self.again)],
+            "seen": [
+                self.seen[0] - sum(batch.samples for batch in pending),
+                self.seen[1] - sum(int(batch.labels.sum()) for batch in pending),
+            ],
             "metrics_lines": self.run.metrics_lines(),
             "trace_bytes": self.run.trace_bytes(),
             "rows_skipped": coordinator.progress.rows_skipped - sum(len(batch.skipped) for batch in pending),
@@ -260,13 +262,19 @@ class Trainer:
             "trained_seconds": self._trained_seconds,
             "last_result": self._last_result,
         }
-        checkpoint.save(self._checkpoints, self.job.shard, state, self.config.checkpoint.keep)
+        sound = coordinator.progress.sound
+        checkpoint.save(self._checkpoints, self.job.shard, state, self.config.checkpoint.keep, sound)
         self._saved_at = coordinator.machine.account.read
 
     def _stopped(self, error: BaseException) -> BaseException:
         """What to raise when a day could not be finished, with the state kept where it is worth keeping."""
+        if isinstance(error, LossError):
+            left = checkpoint.set_aside(self._checkpoints, self.coordinator.progress.sound)
+            way_on = f"go on from version {left.name} with --resume and lower rates" if left else "nothing was kept"
+            where = f" in {self.job.days[self.day][error.file]}" if error.file is not None else ""
+            return LossError(f"{error}{where}\n({way_on})")
         way_on = "go on with --resume from the last checkpoint"
-        if not isinstance(error, (LossError, StorageError)) and not self.coordinator.settling:
+        if not isinstance(error, StorageError) and not self.coordinator.settling:
             self.coordinator.snapshot(self._save)
             updates = self.coordinator.machine.account.updates
             way_on = f"everything until here is kept ({updates:,} updates); go on with --resume"

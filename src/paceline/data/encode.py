@@ -10,6 +10,7 @@ import numpy.typing as npt
 from paceline.batch import BadRow, Bag, Floats, Ints
 from paceline.data.chunks import MISSING, NOT_A_NUMBER, Chunk, Lists, Spans
 from paceline.kernels import hashing
+from paceline.kernels import text as kernels
 from paceline.schema import Multi, Schema
 
 
@@ -49,7 +50,9 @@ def encode(chunk: Chunk, schema: Schema, labelled: bool = True) -> Block:
     at, dense_at = 0, 0
     for numeric in schema.numeric:
         values, state = chunk.numbers(numeric.column)
-        _note(reasons, chunk, numeric.column, state)
+        if numeric.transform != "log_bucket":  # these numbers reach the model, as float32
+            state[np.abs(values) > kernels.FLOAT32_MAX] = NOT_A_NUMBER
+        _note(reasons, chunk, schema, numeric.column, state)
         if numeric.transform == "log_bucket":
             hashing.hash_buckets(values, state != 0, hashing.field_seed(numeric.column), ids[:, at])
             at += 1
@@ -90,12 +93,10 @@ def _labels(chunk: Chunk, schema: Schema, reasons: dict[int, str]) -> Floats:
             )
     labels = schema.label.apply(values)
     if schema.label.positive is None:
+        way_out = " (for other labels write a rule: features.label.positive, such as '>= 4')" if schema.free else ""
         for r in np.flatnonzero((values != 0.0) & (values != 1.0)):
             if int(r) not in reasons:
-                reasons[int(r)] = (
-                    f"the label {column!r} is {values[r]:g}, not 0 or 1"
-                    " (for other labels write a rule: features.label.positive, such as '>= 4')"
-                )
+                reasons[int(r)] = f"the label {column!r} is {values[r]:g}, not 0 or 1{way_out}"
     return labels
 
 
@@ -107,12 +108,13 @@ def _labels_if_any(chunk: Chunk, schema: Schema) -> Floats:
     return np.where(state == 0, schema.label.apply(values), np.float32(np.nan)).astype(np.float32)
 
 
-def _note(reasons: dict[int, str], chunk: Chunk, column: str, state: npt.NDArray[np.uint8]) -> None:
+def _note(reasons: dict[int, str], chunk: Chunk, schema: Schema, column: str, state: npt.NDArray[np.uint8]) -> None:
+    way_out = "; for text use features.categorical" if schema.free else ""
     for r in np.flatnonzero(state == NOT_A_NUMBER):
         if int(r) not in reasons:
             reasons[int(r)] = (
                 f"column {column!r} is {_told(chunk, column, int(r))}, which is no finite number"
-                " (leave missing values empty; for text use features.categorical)"
+                f" (leave missing values empty{way_out})"
             )
 
 

@@ -12,11 +12,12 @@ from typing import IO, Any
 
 import fsspec
 import zstandard
-from isal import igzip
+from isal import igzip, igzip_lib
 
 from paceline.errors import DataError
 
 BLOCK = 4 << 20
+_DAMAGED: Any = (EOFError, OSError, zlib.error, igzip_lib.IsalError, zstandard.ZstdError)
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 
 
@@ -31,12 +32,12 @@ def expand(pattern: str, base: Path) -> list[str]:
     Raises DataError if there is none.
     """
     if "://" in pattern:
-        fs, path = fsspec.core.url_to_fs(pattern)
         protocol = pattern.split("://", 1)[0]
         try:
+            fs, path = fsspec.core.url_to_fs(pattern)
             found = sorted(fs.glob(path), key=natural_key) if globbing.has_magic(path) else [path]
             missing = not found or not all(fs.exists(f) for f in found)
-        except OSError as error:
+        except (OSError, ValueError, ImportError) as error:
             raise DataError(f"data.days: {pattern}: cannot be listed: {error}") from error
         if missing:
             raise DataError(f"data.days: no file matches {pattern}; check the URL")
@@ -93,7 +94,7 @@ def blocks(path: str, size: int = BLOCK) -> Iterator[bytes]:
         while True:
             try:
                 block: bytes = stream.read(size)
-            except (EOFError, OSError, zlib.error, igzip.BadGzipFile, zstandard.ZstdError) as error:
+            except _DAMAGED as error:
                 raise DataError(
                     f"{path}: cut off or damaged after {read:,} bytes of text ({error}); fetch the file again,"
                     " or take it out of data.days"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ class ParquetChunk(Chunk):
 
     def numbers(self, column: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
         array = self.columns[column]
+        if pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
         if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
             from paceline.kernels import text as kernels
 
@@ -80,6 +82,17 @@ def _spans(array: Any, path: str, column: str) -> Spans:
     return Spans(buffer, offsets[:-1], offsets[1:])
 
 
+def open_parquet(raw: IO[bytes], path: str) -> Any:
+    """The Parquet file in an open binary file. Raises DataError if it is not whole or has no rows."""
+    try:
+        source = pq.ParquetFile(raw)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a whole Parquet file ({error}); is data.format right?") from error
+    if source.metadata.num_rows == 0:
+        raise DataError(f"{path}: the file has no rows; take it out of data.days")
+    return source
+
+
 def read_parquet(
     path: str, file: int, needed: tuple[str, ...], start: int = 0, optional: str = ""
 ) -> Iterator[ParquetChunk]:
@@ -88,10 +101,7 @@ def read_parquet(
     Raises DataError for a file that is none, or that lacks a needed column.
     """
     with open_raw(path) as raw:
-        try:
-            source = pq.ParquetFile(raw)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path}: not a whole Parquet file ({error}); is data.format right?") from error
+        source = open_parquet(raw, path)
         names = source.schema_arrow.names
         needed = tuple(c for c in needed if c != optional or c in names)
         for column in needed:
@@ -99,8 +109,6 @@ def read_parquet(
                 raise DataError(
                     f"{path}: there is no column {column!r}{suggest(column, names)} (columns: {', '.join(names)})"
                 )
-        if source.metadata.num_rows == 0:
-            raise DataError(f"{path}: the file has no rows; take it out of data.days")
         first, groups = 0, list(range(source.num_row_groups))
         while len(groups) > 1 and first + source.metadata.row_group(groups[0]).num_rows <= start:
             first += source.metadata.row_group(groups.pop(0)).num_rows

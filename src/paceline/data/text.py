@@ -18,6 +18,8 @@ from paceline.errors import DataError, suggest
 from paceline.kernels import text as kernels
 
 LONGEST_ROW = 64 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MOST_COLUMNS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,11 @@ def split_file(path: str, delimiter: bytes, quote: int, columns: int) -> Iterato
     rest = b""
     lines_before = 0
     stream = blocks(path)
-    block = next(stream, b"")
+    block = next(stream, b"").removeprefix(BYTE_ORDER_MARK)
     while block or rest:
         following = next(stream, b"")
-        data = bytearray(rest + block)
+        original = rest + block
+        data = bytearray(original)  # quotes are folded in place, so what is left is taken from the original
         buffer = np.frombuffer(data, np.uint8)
         most = data.count(b"\n") + 1
         starts, ends = np.empty((most, columns), np.int32), np.empty((most, columns), np.int32)
@@ -64,7 +67,7 @@ def split_file(path: str, delimiter: bytes, quote: int, columns: int) -> Iterato
             )
         if rows:
             yield Split(buffer, starts[:rows], ends[:rows], found[:rows], lines[:rows] + lines_before + 1)
-        rest = bytes(data[used:])
+        rest = original[used:]
         lines_before += newlines
         if following and len(rest) > LONGEST_ROW:
             raise DataError(
@@ -108,18 +111,37 @@ def without_absent_label(path: str, dialect: Dialect, label: str) -> Dialect:
     if dialect.names is None:
         return dialect
     quote = ord(dialect.quote) if dialect.quote else -1
-    for split in split_file(path, dialect.delimiter.encode(), quote, len(dialect.names)):
-        if int(split.found[0]) == len(dialect.names) - 1:
-            return replace(dialect, names=tuple(n for n in dialect.names if n != label))
-        break
+    if len(first_row(path, dialect.delimiter.encode(), quote)) == len(dialect.names) - 1:
+        return replace(dialect, names=tuple(n for n in dialect.names if n != label))
     return dialect
 
 
+def first_row(path: str, delimiter: bytes, quote: int) -> list[str]:
+    """The cells of the first row. Raises DataError if the file has none."""
+    cut = np.frombuffer(delimiter, np.uint8)
+    starts, ends = np.empty((1, MOST_COLUMNS), np.int32), np.empty((1, MOST_COLUMNS), np.int32)
+    found, lines = np.empty(1, np.int32), np.empty(1, np.int64)
+    data = b""
+    for block in blocks(path, 1 << 16):
+        data = data.removeprefix(BYTE_ORDER_MARK) + block if data else block.removeprefix(BYTE_ORDER_MARK)
+        buffer = np.frombuffer(bytearray(data + b"\n" if len(block) < 1 << 16 else data), np.uint8)
+        rows, _, _, nul = kernels.split_rows(buffer, len(buffer), False, cut, quote, starts, ends, found, lines)
+        if nul >= 0:
+            raise DataError(f"{path}, line 1: a NUL byte; this is a binary file, not text (is data.format right?)")
+        if rows:
+            spans = Spans(buffer, starts[0], ends[0])
+            return [spans.text(cell) for cell in range(min(int(found[0]), MOST_COLUMNS))]
+        if len(data) > LONGEST_ROW:
+            break
+    raise DataError(f"{path}: no first row within its first {LONGEST_ROW >> 20} MB; is it text?")
+
+
 def _header(path: str, delimiter: bytes, quote: int) -> tuple[str, ...]:
-    for split in split_file(path, delimiter, quote, 4096):
-        spans = Spans(split.buffer, split.starts[0], split.ends[0])
-        return tuple(spans.text(c).strip().removeprefix("\ufeff") for c in range(min(int(split.found[0]), 4096)))
-    raise DataError(f"{path}: the file has no header line")
+    names = tuple(cell.strip() for cell in first_row(path, delimiter, quote))
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{path}, line 1: the column {twice[0]!r} is named twice; give each a name of its own")
+    return names
 
 
 _LIBSVM_REASONS = {

@@ -7,6 +7,7 @@ import numpy as np
 from paceline.kernels.jit import kernel
 
 NEWLINE, RETURN, SPACE, HASH, COLON = 10, 13, 32, 35, 58
+FLOAT32_MAX = 3.4028234e38
 
 
 @kernel
@@ -223,7 +224,7 @@ def split_libsvm(buf, starts, ends, offsets, id_starts, id_ends, weights, labels
                 continue
             else:
                 value, bad = parse_number(buf, colon + 1, i)
-                if bad != 0:
+                if bad != 0 or abs(value) > FLOAT32_MAX:
                     state[r] = 3
                     break
                 number = np.uint64(0)

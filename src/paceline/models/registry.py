@@ -31,7 +31,7 @@ def model_class(name: str) -> type[Model]:
         raise ConfigError(f"model.name: no model is called {name!r}{suggest(name, list(MODELS))} (or module:Class)")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"model.name: {name!r} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Model)):
         raise ConfigError(f"model.name: {name!r} is not a subclass of paceline.Model")
@@ -41,14 +41,33 @@ def model_class(name: str) -> type[Model]:
 def build_model(name: str, options: dict[str, Any], inputs: Inputs) -> Model:
     """The model with its options. Raises ConfigError for an option that it does not have or cannot take."""
     chosen = model_class(name)
-    known = [p for p in inspect.signature(chosen).parameters if p != "inputs"]
+    known = {name: p.default for name, p in inspect.signature(chosen).parameters.items() if name != "inputs"}
     for key, value in options.items():
         if key not in known:
-            raise ConfigError(f"model.{key}: {name} has no such option{suggest(key, known)}")
-        numbers = value if isinstance(value, list) else [value]
-        if key in ("dim", "hidden", "bottom") and not (numbers and all(isinstance(n, int) and n > 0 for n in numbers)):
-            raise ConfigError(f"model.{key}: {value!r} must be made of whole numbers above 0")
+            raise ConfigError(f"model.{key}: {name} has no such option{suggest(key, list(known))}")
+        _check_option(key, value, known[key])
     try:
         return chosen(inputs, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"model: {name} cannot be built with {options}: {error}") from error
+
+
+def _check_option(key: str, value: Any, default: Any) -> None:
+    """An option has to be of its default's kind. Raises ConfigError."""
+
+    def is_whole(number: Any, least: int) -> bool:
+        return isinstance(number, int) and not isinstance(number, bool) and least <= number < 2**31
+
+    if isinstance(default, bool) or default is inspect.Parameter.empty:
+        return
+    if isinstance(default, int):
+        least = 0 if default == 0 or key == "rank" else 1
+        if not is_whole(value, least):
+            raise ConfigError(f"model.{key}: {value!r} must be a whole number of at least {least}")
+    elif isinstance(default, float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e6:
+            raise ConfigError(f"model.{key}: {value!r} must be a finite number of at least 0")
+    elif isinstance(default, (tuple, list)) and not (
+        isinstance(value, (tuple, list)) and value and all(is_whole(number, 1) for number in value)
+    ):
+        raise ConfigError(f"model.{key}: {value!r} must be a list of whole numbers above 0, such as [256, 128]")

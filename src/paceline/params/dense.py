@@ -45,7 +45,7 @@ def make_optimizer(name: str, options: dict[str, Any], module: nn.Module) -> tor
             )
         try:
             chosen = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(f"optimizer.dense.name: {name!r} cannot be imported: {error}") from error
     try:
         made: torch.optim.Optimizer = chosen(list(module.parameters()), **options)
@@ -88,7 +88,8 @@ class DenseBlock:
         return tensors, rest
 
     def load(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
-        """Put back what `weights` and `slots` gave."""
+        """Put back what `weights` and `slots` gave. Rates and other options stay those of this optimizer: a resumed run
+        may change them."""
         with torch.no_grad():
             for name, p in self.module.named_parameters():
                 p.copy_(weights[name])
@@ -96,4 +97,5 @@ class DenseBlock:
         for name, tensor in tensors.items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": state, "param_groups": rest["param_groups"]})
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})

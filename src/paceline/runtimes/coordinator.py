@@ -29,10 +29,11 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A batch to compute; gradient is its number."""
+    """A batch to compute; gradient is its number; version: of the parameters as they were when it was granted."""
 
     gradient: int
     token: int
+    version: int
     batch: Batch
 
 
@@ -44,6 +45,7 @@ class Progress:
     staleness: float = 0.0
     staleness_max: int = 0
     rows_skipped: int = 0
+    sound: int = -1  # the newest version that a finite loss was computed on
 
 
 class Coordinator:
@@ -54,7 +56,7 @@ class Coordinator:
         machine: p.State,
         settler: Settler,
         trace: Callable[[str], None],
-        on_read: Callable[[Coordinator], None] = lambda _: None,
+        on_read: Callable[[Batch], None] = lambda _: None,
         on_update: Callable[[Coordinator], None] = lambda _: None,
     ) -> None:
         self.machine = machine
@@ -109,6 +111,7 @@ class Coordinator:
             if self.failure is not None:
                 raise Stopped
             progress = self.progress
+            progress.sound = max(progress.sound, lease.version)
             progress.loss = loss if progress.loss != progress.loss else 0.98 * progress.loss + 0.02 * loss
             self._step(p.GradientPushed(worker, lease.gradient))
 
@@ -149,7 +152,7 @@ class Coordinator:
         self.next_span = batch.following
         self.progress.rows_skipped += len(batch.skipped)
         self._step(p.BatchRead(batch.samples))
-        self._on_read(self)
+        self._on_read(batch)
 
     def _step(self, event: p.Event) -> list[p.Command]:
         commands = p.step(self.machine, event)
@@ -170,7 +173,7 @@ class Coordinator:
                     self._settler.drop(gradient)
                     del self._batches[gradient]
                 case p.Grant(worker, gradient, token):
-                    self._granted[worker] = Lease(gradient, token, self._batches[gradient])
+                    self._granted[worker] = Lease(gradient, token, self.machine.version, self._batches[gradient])
                 case _:
                     pass
         if commands:

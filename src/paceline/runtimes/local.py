@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,8 +48,10 @@ def work(name: str, office: Office, route: Route, replica: Replica) -> None:
         batch = lease.batch
         pulled = route.pull(batch.flat_ids(), replica.flat)
         loss, gradient = replica.gradient(batch, pulled)
-        if not (math.isfinite(loss) and math.isfinite(float(gradient.dense.sum()))):
-            raise LossError(_not_finite(batch, loss, lease))
+        with np.errstate(all="ignore"):
+            sums = (loss, float(gradient.dense.sum()), float(gradient.row_gradients.sum()))
+        if not all(map(math.isfinite, sums)):
+            raise LossError(_not_finite(batch, loss, lease), batch.span.start.file)
         route.push(lease.gradient, gradient)
         office.push(name, lease, loss)
 
@@ -56,8 +59,8 @@ def work(name: str, office: Office, route: Route, replica: Replica) -> None:
 def _not_finite(batch: Batch, loss: float, lease: Lease) -> str:
     span = batch.span
     return (
-        f"the loss became {loss} (or its gradient not finite) at gradient {lease.gradient}: day {span.day}, file"
-        f" {span.start.file}, rows {span.start.row:,} to {span.stop.row:,}. Usually a learning rate is too high"
+        f"the loss became {loss} (or its gradient not finite) at gradient {lease.gradient}: day {span.day},"
+        f" rows {span.start.row:,} to {span.stop.row:,}. Usually a learning rate is too high"
         " (optimizer.sparse.lr, optimizer.dense.lr), or a number in these rows is huge (transform: log_bucket helps)"
     )
 

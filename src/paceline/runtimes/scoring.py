@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from paceline.batch import Batch, Floats
+from paceline.errors import LossError
 from paceline.exchange.direct import DirectRoute
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.local import settle_thread
@@ -35,6 +36,12 @@ def score(
                     return
                 number, batch = item
                 logits = np.asarray(replica.predict(batch, route.read(batch.flat_ids())), np.float32)
+                if not np.isfinite(logits).all():
+                    raise LossError(
+                        "a score is not finite: a learning rate was too high (optimizer.sparse.lr, optimizer.dense.lr),"
+                        " or a number in the data is huge",
+                        batch.span.start.file,
+                    )
                 with taking:
                     take(number, batch, logits)
         except BaseException as error:  # raised again below
