@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import zstandard
 
-from paceline.config import check
 from paceline.data.synth import SynthSpec
 from paceline.data.synth_write import write_log
+from paceline.jobfile import check
 from paceline.training import Silent, train
 
 

@@ -28,10 +28,10 @@ from torch import nn
 from paceline import pace as p
 from paceline.assembly import assemble
 from paceline.batch import Batch
-from paceline.config import check
 from paceline.data.stream import Plan, day_batches
 from paceline.data.synth import SynthSpec
 from paceline.data.synth_write import write_log
+from paceline.jobfile import check
 from paceline.params.table import unique
 from paceline.runtimes.coordinator import Coordinator
 from paceline.runtimes.local import run_day

@@ -53,7 +53,8 @@ def test_importing_the_package_is_light():
 def test_job_md_is_a_valid_job_with_every_key():
     import yaml
 
-    from paceline.config import BatchConfig, CheckpointConfig, DataConfig, FeaturesConfig, JobConfig, check
+    from paceline.config import BatchConfig, CheckpointConfig, DataConfig, FeaturesConfig, JobConfig
+    from paceline.jobfile import check
 
     block = (ROOT / "docs" / "job.md").read_text().split("```yaml")[1].split("```")[0]
     values = yaml.safe_load(block)

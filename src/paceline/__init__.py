@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from paceline.config import JobConfig, load_config
+    from paceline.config import JobConfig
     from paceline.errors import (
         ConfigError,
         DataError,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UserError,
     )
     from paceline.evaluate import evaluate_run, predict_run
+    from paceline.jobfile import load_config
     from paceline.models.base import Inputs, Model, Part
     from paceline.models.operators import FactorTerm, FieldSum, FirstProjection, LinearTerm, SparseOperator
     from paceline.pace.values import (
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
     from paceline.training import train
 
 _HOMES = {
-    "paceline.config": ("JobConfig", "load_config"),
+    "paceline.config": ("JobConfig",),
+    "paceline.jobfile": ("load_config",),
     "paceline.errors": (
         "ConfigError",
         "DataError",

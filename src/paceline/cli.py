@@ -81,8 +81,8 @@ def train(
     from rich.console import Console
 
     from paceline.assembly import day_files
-    from paceline.config import load_config
     from paceline.inspect import truth_of
+    from paceline.jobfile import load_config
     from paceline.report.terminal import Terminal
     from paceline.training import train as run_job
 

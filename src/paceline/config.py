@@ -1,16 +1,14 @@
-"""job.yaml: its keys, what they may be, and messages that name the key, the line and the way out."""
+"""The keys of job.yaml and what they may be. `paceline.jobfile` reads the file."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from paceline import pace as p
-from paceline.errors import ConfigError, suggest
 from paceline.schema import Label, Multi, Numeric, Schema, criteo_schema, libsvm_schema
 
 
@@ -255,163 +253,3 @@ class JobConfig(Strict):
             for key in [k for k in entry if k != "name" and k not in _PACE_OPTIONS[entry["name"]]]:
                 del entry[key]
         return yaml.safe_dump(values, sort_keys=False)
-
-
-def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:
-    """Read job.yaml and apply `key.key=value` overrides. Raises ConfigError, one line for each thing that is wrong."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as text: {error}") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a job is a mapping of keys (data, model, ...), not {type(values).__name__}")
-    _check_keys(node, str(path))
-    overridden = set()
-    for override in overrides or []:
-        overridden.add(_override(values, override))
-    return check(values, str(path), node, frozenset(overridden))
-
-
-def _check_keys(node: yaml.Node | None, where: str) -> None:
-    """Raise ConfigError for a key that is given twice (YAML would keep the last) or is no text."""
-    if isinstance(node, yaml.SequenceNode):
-        for element in node.value:
-            _check_keys(element, where)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen = set()
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-            raise ConfigError(f"{where}, line {line}: {getattr(key, 'value', key)!r} is no name of a key")
-        if key.value in seen:
-            raise ConfigError(f"{where}, line {line}: the key {key.value!r} is given twice")
-        seen.add(key.value)
-        _check_keys(value, where)
-
-
-def check(
-    values: dict[str, Any], where: str, node: yaml.Node | None = None, overridden: frozenset[str] = frozenset()
-) -> JobConfig:
-    """A configuration out of plain values. Raises ConfigError naming every key that is wrong."""
-    try:
-        return JobConfig.model_validate(values)
-    except ValidationError as error:
-        told = []
-        for problem in error.errors():
-            keys = [str(k) for k in problem["loc"]]
-            name = ".".join(keys)
-            line = None if any(name.startswith(o) for o in overridden) else _line(node, keys)
-            told.append(f"{where}{f', line {line}' if line else ''}: {_explain(name, problem)}")
-        raise ConfigError("\n".join(told)) from None
-
-
-def _explain(name: str, problem: Any) -> str:
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        key = name.rsplit(".", 1)[-1]
-        return f"{name}: unknown key{suggest(key, _known(problem['loc']))}"
-    if problem["type"] == "missing":
-        return f"{name}: this key is needed"
-    if problem["type"] == "value_error":
-        return f"{name}: {message}" if name else message
-    return f"{name}: {problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
-
-
-def _known(loc: tuple[str | int, ...]) -> list[str]:
-    """The keys allowed where an unknown one was found."""
-    model: Any = JobConfig
-    for key in loc[:-1]:
-        if isinstance(key, int) or model is None:
-            continue
-        field = next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None)
-        model = _model_of(field.annotation) if field else None
-    if model is None:
-        return ["(none)"]
-    return [f.alias or n for n, f in model.model_fields.items()]
-
-
-def _model_of(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _model_of(inner)
-        if found is not None:
-            return found
-    return None
-
-
-def _line(node: yaml.Node | None, keys: list[str]) -> int | None:
-    """The line (from 1) of a key in the YAML text, or of the nearest key above it."""
-    line = None
-    for key in keys:
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((k, v) for k, v in node.value if k.value == key), None)
-            if pair is None:
-                return line
-            line, node = pair[0].start_mark.line + 1, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and key.isdigit() and int(key) < len(node.value):
-            node = node.value[int(key)]
-            line = node.start_mark.line + 1
-        else:
-            return line
-    return line
-
-
-def _override(values: dict[str, Any], override: str) -> str:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"{override!r} is no override; write key=value, for example batch.local=128")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text  # such as `>= 4`, which YAML would want quoted
-    target: Any = values
-    *parents, last = key.split(".")
-    for depth, parent in enumerate(parents):
-        index: Any = int(_index(target, parent, key)) if isinstance(target, list) else parent
-        below = target[index] if isinstance(target, list) else target.get(index)
-        if isinstance(below, str):
-            # `pace: gba` stands for `pace: {name: gba}`, `label: click` for `label: {column: click}`
-            short = _SHORT_FORMS.get(".".join(p for p in parents[: depth + 1] if not p.isdigit()))
-            if short is None:
-                raise ConfigError(f"{key}: {'.'.join(parents[: depth + 1])} is {below!r}, which has no keys")
-            below = target[index] = {short: below}
-        elif below is None and isinstance(target, dict):
-            below = target[index] = {}
-        elif not isinstance(below, (dict, list)):
-            raise ConfigError(f"{key}: {'.'.join(parents[: depth + 1])} is {below!r}, which has no keys")
-        target = below
-    if isinstance(target, list):
-        target[int(_index(target, last, key))] = value
-    else:
-        if last == "name" and target.get("name") not in (None, value):
-            target.clear()  # another model, optimizer or pace: the options of the old one do not belong to it
-        target[last] = value
-    return key
-
-
-# Where a text stands for a mapping with one key (see `_keyed`).
-_SHORT_FORMS = {
-    "model": "name",
-    "pace": "name",
-    "switch.pace": "name",
-    "features.label": "column",
-    "features.numeric": "column",
-    "features.multi": "column",
-}
-
-
-def _index(values: list[Any], index: str, key: str) -> str:
-    if not index.isdigit() or int(index) >= len(values):
-        raise ConfigError(f"{key}: {index!r} is not an element; the list has {len(values)} (from 0)")
-    return index

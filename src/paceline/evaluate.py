@@ -16,11 +16,12 @@ import yaml
 from paceline import checkpoint
 from paceline.assembly import Job, assemble
 from paceline.batch import Batch, Floats, Span
-from paceline.config import JobConfig, check
+from paceline.config import JobConfig
 from paceline.data.files import expand
 from paceline.data.moments import Moments, no_moments
 from paceline.data.stream import Plan, day_batches
 from paceline.errors import DataError, RunDirError
+from paceline.jobfile import check
 from paceline.metrics import Counters
 from paceline.rundir import CONFIG, storing
 from paceline.runtimes.scoring import score
