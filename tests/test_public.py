@@ -43,6 +43,19 @@ def test_files_are_small():
     assert max(sizes.values()) <= 400, max(sizes, key=sizes.get)
 
 
+def test_no_kernel_is_parallel():
+    """numba's default threading layer aborts the process when parallel kernels run in several Python threads."""
+    for path in (ROOT / "src").rglob("*.py"):
+        assert not re.search(r"njit\([^)]*parallel\s*=\s*True", path.read_text()), path
+    from paceline.kernels import hashing, index, optimizers, rows, synth, text
+
+    kernels = [
+        f for m in (hashing, index, optimizers, rows, synth, text) for f in vars(m).values() if hasattr(f, "py_func")
+    ]
+    assert len(kernels) > 20
+    assert all(f.targetoptions["nogil"] and not f.targetoptions.get("parallel") for f in kernels)
+
+
 def test_importing_the_package_is_light():
     """`paceline --help` may not pay for torch or numba."""
     code = "import sys, paceline.cli; print([m for m in ('torch', 'numba', 'pyarrow') if m in sys.modules])"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from paceline import __version__
-from paceline.errors import ConfigError, PacelineError
+from paceline.errors import ConfigError, Interrupted, PacelineError
 
 app = typer.Typer(
     name="paceline",
@@ -28,7 +28,7 @@ def main() -> NoReturn:
     Exit codes: 0 done, 1 the run could not go on, 2 the user's mistake, 130 interrupted.
     """
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except PacelineError as error:
         _say(str(error))
         sys.exit(error.exit_code)
@@ -44,9 +44,10 @@ def main() -> NoReturn:
             shown.show()
             sys.exit(2)
         if type(error).__name__ == "Abort":
+            _say(str(error.__cause__ or "") or "interrupted")
             sys.exit(130)
         raise
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _say(text: str) -> None:
@@ -94,7 +95,10 @@ def train(
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with Terminal(console) as terminal:
         terminal.note(f"run directory: {folder}")
-        run_job(config, job.parent.resolve(), folder, resume, terminal)
+        try:
+            run_job(config, job.parent.resolve(), folder, resume, terminal)
+        except KeyboardInterrupt as error:  # typer would swallow its message
+            raise Interrupted(str(error)) from error
     terminal.summary(truth_of(day_files(config, job.parent.resolve())))
 
 
@@ -170,6 +174,7 @@ def synth(
     from paceline.data.synth import SynthSpec
     from paceline.data.synth_write import write_log
     from paceline.rundir import storing
+    from paceline.starter import write_job
 
     spec = SynthSpec(
         rows=rows,
@@ -184,6 +189,7 @@ def synth(
     with Progress(*columns, console=console, transient=True) as progress, storing(out):
         task = progress.add_task("rows", total=rows)
         report = write_log(spec, out, lambda n: progress.advance(task, n), overwrite=overwrite)
+        job = write_job(spec, out)
     table = Table(title=f"{out}: the best possible", title_justify="left")
     for name in ("file", "rows", "click rate", "best AUC", "best log loss"):
         table.add_column(name, justify="left" if name == "file" else "right")
@@ -192,6 +198,7 @@ def synth(
         auc = "–" if day.best_auc is None else f"{day.best_auc:.5f}"
         table.add_row(name, f"{day.rows:,}", f"{day.click_rate:.4f}", auc, f"{day.best_logloss:.5f}")
     console.print(table)
+    console.print(f"train on it: paceline train {job}", highlight=False)
 
 
 @app.command()
@@ -227,8 +234,8 @@ def inspect(
         table.add_row(column.name, column.kind, f"{column.distinct:,}", f"{column.missing:,}", examples)
     if found.columns:
         console.print(table)
-    console.print("A job for it (check label and kinds, then train):\n")
-    console.print(found.yaml(), highlight=False, markup=False)
+    typer.echo("A job for it (check label and kinds, then train):\n")
+    typer.echo(found.yaml())  # as it is: a console would wrap long lines
 
 
 if __name__ == "__main__":

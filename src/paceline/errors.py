@@ -8,6 +8,7 @@
     ├── TrainingError             the run could not go on (a worker failed); exit code 1
     │   └── LossError             the loss or a gradient is not finite: the newest state is not worth keeping
     ├── StorageError              the machine could not store or read state (disk full, bad checksum); exit code 1
+    ├── Interrupted               Ctrl-C or SIGTERM ended a command; exit code 130
     └── PaceError                 a caller broke the pace machine's protocol: a bug in a runtime, never the user's
 
 A message names what was being read (file, line or key), the value found, and the way out. Nothing here is ever
@@ -58,6 +59,12 @@ class LossError(TrainingError):
 
 class StorageError(PacelineError):
     """State could not be stored or read back."""
+
+
+class Interrupted(PacelineError):
+    """Ctrl-C or SIGTERM ended a command; the message says what was kept."""
+
+    exit_code = 130
 
 
 class PaceError(PacelineError):
