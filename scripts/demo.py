@@ -29,12 +29,12 @@ def main() -> None:
     shutil.rmtree(DEMO, ignore_errors=True)
     DEMO.mkdir()
     (DEMO / "job.yaml").write_text(JOB)
-    synth = [*PACELINE, "synth", "--rows", "1_500_000", "--days", "5", "--out", str(DEMO / "log")]
-    train = [*PACELINE, "train", str(DEMO / "job.yaml"), "--run-dir", str(DEMO / "run")]
+    synth = [*PACELINE, "synth", "--rows", "1_500_000", "--days", "5", "--out", "demo/log"]
+    train = [*PACELINE, "train", "demo/job.yaml", "--run-dir", "demo/run"]
     for command in (synth, train):
         print("$ paceline", *command[3:], flush=True)
-        subprocess.run(command, check=True)
-    print(f"\nThe run is in {DEMO / 'run'}: metrics.jsonl, pace.trace, checkpoints/, curves/ (for TensorBoard).")
+        subprocess.run(command, check=True, cwd=DEMO.parent)
+    print("\nThe run is in demo/run: metrics.jsonl, pace.trace, checkpoints/, curves/ (for TensorBoard).")
 
 
 if __name__ == "__main__":

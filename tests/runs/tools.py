@@ -1,0 +1,92 @@
+"""Small jobs for tests of whole runs."""
+
+from pathlib import Path
+
+import numpy as np
+
+from paceline.jobfile import check
+from paceline.data.synth import SynthSpec
+from paceline.data.synth_write import write_log
+from paceline.training import train
+
+
+def synthetic(folder: Path, rows: int = 6000, days: int = 3, layout: str = "criteo") -> Path:
+    """A small synthetic log; the same for every test."""
+    if not (folder / "truth.json").exists():
+        write_log(SynthSpec(rows=rows, days=days, seed=1, layout=layout, vocabulary=20_000), folder)
+    return folder
+
+
+def job(folder: Path, **changes):
+    """A configuration on the log in `folder`. `pace__name="gba"` reaches nested keys."""
+    values = {
+        "data": {"format": "criteo", "days": str(folder / "day_*.tsv.gz")},
+        "model": {"name": "deepfm", "dim": 4, "hidden": [16, 8]},
+        "optimizer": {"sparse": {"name": "adagrad", "lr": 0.05}, "dense": {"name": "adam", "lr": 0.003}},
+        "batch": {"global": 128, "local": 32},
+        "pace": {"name": "sync"},
+        "workers": 2,
+        "checkpoint": {"every": 1000},
+    }
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+    return check(values, "test")
+
+
+def state_of(run: Path):
+    """(rows by id, dense tensors, state) of a run's newest checkpoint, in an order that does not matter."""
+    import json
+
+    import pyarrow as pa
+    from safetensors.numpy import load_file
+
+    path = sorted((run / "checkpoints").glob("[0-9]*"))[-1]
+    with pa.memory_map(str(path / "rows.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+    order = np.argsort(table.column("id").to_numpy())
+    rows = {
+        "id": table.column("id").to_numpy()[order],
+        **{name: table.column(name).combine_chunks().flatten().to_numpy().reshape(len(order), -1)[order]
+           for name in ("weights", "slots")},
+        **{name: table.column(name).to_numpy()[order] for name in ("last_update", "count")},
+    }  # fmt: skip
+    dense = {**load_file(path / "dense.safetensors"), **load_file(path / "dense_optimizer.safetensors")}
+    return rows, dense, json.loads((path / "state.json").read_text())
+
+
+def assert_same_state(a: Path, b: Path):
+    """Bitwise equality of rows, slots, clocks, dense parameters and dense slots."""
+    rows_a, dense_a, state_a = state_of(a)
+    rows_b, dense_b, state_b = state_of(b)
+    for name, value in rows_a.items():
+        np.testing.assert_array_equal(value, rows_b[name], err_msg=name)
+    assert dense_a.keys() == dense_b.keys()
+    for name, value in dense_a.items():
+        np.testing.assert_array_equal(value, dense_b[name], err_msg=name)
+    for key in ("applied", "dropped", "read", "updates"):
+        assert state_a["machine"]["account"][key] == state_b["machine"]["account"][key]
+
+
+def interrupt_at(monkeypatch, rows: int) -> None:
+    """The next run is interrupted, as by Ctrl-C, when about `rows` rows were read; later runs are not."""
+    from paceline.data.stream import day_batches
+
+    left = [rows]
+
+    def interrupted(*arguments):
+        for batch in day_batches(*arguments):
+            if left and left[0] <= 0:
+                left.clear()
+                raise KeyboardInterrupt
+            if left:
+                left[0] -= batch.samples
+            yield batch
+
+    monkeypatch.setattr("paceline.training.day_batches", interrupted)
+
+
+__all__ = ["assert_same_state", "interrupt_at", "job", "state_of", "synthetic", "train"]
