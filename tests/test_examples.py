@@ -33,8 +33,8 @@ def test_criteo(tmp_path, criteo):
     assert end["auc"] >= 0.757
 
 
-def test_criteo_gba_is_within_a_thousandth_of_sync(tmp_path, criteo):
-    """One seed here; the mean of three is in examples/criteo/README.md with the command that made it."""
+def test_criteo_gba_is_near_sync(tmp_path, criteo):
+    """One seed here, so the bound is wider; the means of three are in docs/evidence.md with their command."""
     overrides = [f"data.days={criteo}/day_*.tsv.gz", "pace=gba", "workers=4"]
     end = train(load_config(EXAMPLES / "criteo" / "job.yaml", overrides), tmp_path, tmp_path / "run")
     assert end["samples_read"] == end["samples_applied"] + end["samples_dropped"] == 137_139

@@ -81,3 +81,18 @@ def test_extreme_logits_stay_finite():
     result = counters.result()
     assert math.isfinite(result["logloss"])
     assert result["auc"] == 0.25
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 30.0, 1e4])
+def test_auc_is_exact_to_a_millionth_at_any_scale_of_the_logits(scale):
+    rng = np.random.default_rng(0)
+    labels = (rng.random(200_000) < 0.25).astype(np.float32)
+    logits = ((rng.normal(size=200_000) + labels - 1.5) * scale).astype(np.float32)
+    order = np.argsort(logits, kind="stable")
+    ranks = np.empty(len(order))
+    ranks[order] = np.arange(1, len(order) + 1)
+    clicks = labels.sum(dtype=np.float64)
+    exact = (ranks[labels > 0.5].sum() - clicks * (clicks + 1) / 2) / (clicks * (len(labels) - clicks))
+    counters = Counters()
+    counters.add(logits, labels)
+    assert counters.result()["auc"] == pytest.approx(exact, abs=2e-6)

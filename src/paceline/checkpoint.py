@@ -34,6 +34,7 @@ from paceline.rundir import storing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+REPLACED = "replaced"
 _RATES = ": a learning rate is too high (optimizer.sparse.lr, optimizer.dense.lr)"
 
 
@@ -69,10 +70,13 @@ def save(folder: Path, shard: Shard, state: dict[str, Any], keep: int, sound: in
             sums = {path.name: _sum(path) for path in sorted(temporary.iterdir())}
             (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": sums}, indent=1))
             _flush(temporary)
-            if final.exists():  # the same version again (a day without updates): the new one has the newer cursor
-                shutil.rmtree(_aside(final))
+            # The same version again (no update since): the new one has the newer cursor. Until it has its name, the old
+            # one is kept under a name that `clean` knows.
+            replaced = _aside(final, REPLACED) if final.exists() else None
             temporary.rename(final)
             _flush(folder)
+            if replaced is not None:
+                shutil.rmtree(replaced)
     except safetensors.SafetensorError as error:
         raise StorageError(f"{final}: cannot be written ({error}); is the disk full?") from error
     finally:
@@ -102,8 +106,12 @@ def load(folder: Path, shard: Shard, dense_optimizer: bool = True) -> Loaded | N
     if found is None:
         return None
     path, state = found.path, found.state
+    rows = 0
     for block in _read_rows(path / "rows.arrow", shard.table):
         shard.table.load(block)
+        rows += block.ids.shape[0]
+    if rows != len(shard.table):
+        raise StorageError(f"{path}: {rows:,} rows for {len(shard.table):,} ids; ids are repeated, the file is damaged")
     weights = safetensors.torch.load_file(path / "dense.safetensors")
     _check_dense(path, shard.dense, weights)
     if dense_optimizer:
@@ -132,19 +140,24 @@ def newest(folder: Path) -> Loaded | None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what a killed process left behind."""
+    """Remove what a killed process left behind, after putting back a checkpoint that was about to be replaced."""
+    for path in folder.glob(f".{REPLACED}-*"):
+        final = folder / path.name.split("-")[1]
+        if not final.exists():
+            path.rename(final)
     for path in folder.glob(".*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _all(folder: Path) -> list[Path]:
     """Newest first."""
-    return sorted((p for p in folder.glob("[0-9]*") if (p / MANIFEST).exists()), reverse=True)
+    found = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and (p / MANIFEST).exists()]
+    return sorted(found, key=lambda p: int(p.name), reverse=True)
 
 
-def _aside(path: Path) -> Path:
+def _aside(path: Path, why: str = "old") -> Path:
     """Give a checkpoint that is to be removed another name at once, so that none is ever half there."""
-    moved = path.with_name(f".old-{path.name}-{os.getpid()}")
+    moved = path.with_name(f".{why}-{path.name}-{os.getpid()}")
     path.rename(moved)
     return moved
 

@@ -212,6 +212,10 @@ class JobConfig(Strict):
             raise ValueError(f"features: needed for {self.data.format}; `paceline inspect FILE` suggests some")
         if self.features is not None and self.data.format in ("criteo", "libsvm"):
             raise ValueError(f"features: {self.data.format} has a fixed layout; leave them out")
+        for kind in (str, int):
+            places = [int(str(s.at).removeprefix("day_")) for s in self.switch if isinstance(s.at, kind)]
+            if places != sorted(places):
+                raise ValueError(f"switch: the places {places} are not in order of time")
         if self.batch.global_ % self.local_batch:
             raise ValueError(
                 f"batch.global ({self.batch.global_}) must be a multiple of batch.local ({self.local_batch}),"

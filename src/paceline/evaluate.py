@@ -32,8 +32,10 @@ SCORING_BATCH = 4096
 def evaluate_files(job: Job, files: list[str], day: int, moments: Moments) -> Counters:
     """Counters of the job's state on `files`; nothing is learned from them. Raises DataError for bad input."""
     counters = Counters()
-    source = day_batches(job.log, files, Plan(day, SCORING_BATCH, moments=moments, frozen=True))
-    score(job.route, job.replicas, source, lambda _, batch, logits: counters.add(logits, batch.labels, batch.groups))
+    with contextlib.closing(
+        day_batches(job.log, files, Plan(day, SCORING_BATCH, moments=moments, frozen=True))
+    ) as source:
+        score(job.route, job.replicas, source, lambda _, b, logits: counters.add(logits, b.labels, b.groups))
     return counters
 
 
@@ -131,7 +133,8 @@ def predict_run(run: Path, data: list[str], out: Path, workers: int | None = Non
                         rows_next[0] += 1
 
                 rows_next = [0]
-                score(trained.job.route, trained.job.replicas, source, take)
+                with contextlib.closing(source):
+                    score(trained.job.route, trained.job.replicas, source, take)
             temporary.rename(out)
     finally:
         with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ from paceline import checkpoint
 from paceline.data.chunks import Spans
 from paceline.data.files import blocks, expand, open_raw
 from paceline.data.parquet import open_parquet
-from paceline.data.text import split_file
+from paceline.data.text import first_row, split_file
 from paceline.errors import DataError, RunDirError
 from paceline.rundir import CONFIG, read_metrics
 from paceline.schema import CRITEO_COLUMNS
@@ -84,7 +84,8 @@ def _head(path: str, delimiter: bytes, columns: int, quote: int = -1) -> list[An
 
 
 def _text(path: str, kind: str, delimiter: bytes, names: tuple[str, ...] | None) -> Findings:
-    splits = _head(path, delimiter, len(names) if names else 512, -1 if kind == "criteo" else ord('"'))
+    quote = -1 if kind == "criteo" else ord('"')
+    splits = _head(path, delimiter, len(names or first_row(path, delimiter, quote)), quote)
     if not splits:
         raise DataError(f"{path}: the file has no rows")
     first = splits[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 import traceback
 from pathlib import Path
@@ -72,6 +74,9 @@ def check_same_job(old: JobConfig, new: JobConfig, run_dir: Path) -> None:
     days may change. Raises RunDirError naming the key."""
     fixed: list[tuple[str, Any, Any]] = [
         ("data.format", old.data.format, new.data.format),
+        ("data.delimiter", old.data.delimiter, new.data.delimiter),
+        ("data.quote", old.data.quote, new.data.quote),
+        ("data.columns", old.data.columns, new.data.columns),
         ("features", old.features, new.features),
         ("model", old.model, new.model),
         ("optimizer.sparse.name", old.optimizer.sparse.name, new.optimizer.sparse.name),
@@ -88,8 +93,9 @@ def scheduled_pace(config: JobConfig, day: int, samples: int) -> p.Pace:
     chosen = config.pace
     for switch in config.switch:
         due = day >= int(switch.at.removeprefix("day_")) if isinstance(switch.at, str) else samples >= switch.at
-        if due:
-            chosen = switch.pace
+        if not due:
+            break  # switches happen in the order in which they are written
+        chosen = switch.pace
     return chosen.build(config.gradients)
 
 
@@ -109,6 +115,7 @@ class Trainer:
         self._started = time.monotonic()
         self._day_rate = 0.0
         self._trained_seconds = 0.0
+        self._day_started: float | None = None
         self._saved_at = 0
         self._last_result: dict[str, Any] = {}
         self._drawn = 0.0
@@ -121,17 +128,19 @@ class Trainer:
             self._checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint.clean(self._checkpoints)
         loaded = checkpoint.load(self._checkpoints, self.job.shard)
-        lines, trace_bytes, skipped = 0, 0, 0
+        lines, trace_bytes, skipped, staleness_max = 0, 0, 0, 0
         if loaded is None:
             machine = p.begin(scheduled_pace(self.config, 0, 0))
         else:
             state = loaded.state
+            self._check_days(state["files"])
             self.day, self.evaluated = state["day"], state["evaluated"]
             self.next = Span.from_json(state["next"])
             self.again = [Span.from_json(span) for span in state["again"]]
             self.seen = list(state["seen"])
             self._seconds, self._trained_seconds = state["seconds"], state["trained_seconds"]
-            self._last_result = state["last_result"]
+            self._last_result, self._day_rate = state["last_result"], state["day_rate"]
+            staleness_max = state["staleness_max"]
             lines, trace_bytes, skipped = state["metrics_lines"], state["trace_bytes"], state["rows_skipped"]
             account = state["machine"]["account"]
             pace = scheduled_pace(self.config, self.day, account["applied"] + account["dropped"])
@@ -144,7 +153,24 @@ class Trainer:
         self.curves = Curves(self.run.path / "curves", machine.account.read if loaded else None)
         self.coordinator = Coordinator(machine, self.job.route, self.run.trace, self._on_read, self._on_update)
         self.coordinator.progress.rows_skipped = skipped
+        self.coordinator.progress.staleness_max = staleness_max
         self._saved_at = machine.account.read
+        for switch in self.config.switch:
+            if isinstance(switch.at, str) and int(switch.at.removeprefix("day_")) >= len(self.job.days):
+                self.watcher.note(f"switch at {switch.at}: there are {len(self.job.days)} days only, from day_0")
+
+    def _names(self, days: int) -> list[list[str]]:
+        """The names of the files of the first `days` days."""
+        return [[path.rsplit("/", 1)[-1] for path in files] for files in self.job.days[:days]]
+
+    def _check_days(self, before: list[list[str]]) -> None:
+        """Days that were read have to be the same files still, or rows would be read twice or never."""
+        for day, (was, now) in enumerate(itertools.zip_longest(before, self._names(len(before)))):
+            if was != now:
+                raise RunDirError(
+                    f"{self.run.path}: data.days: day {day} was {', '.join(was)} and is now {', '.join(now or ['missing'])};"
+                    " a run goes on with the same days (further ones may follow)"
+                )
 
     # --- the days -----------------------------------------------------------------------------------------------
 
@@ -195,12 +221,14 @@ class Trainer:
         account = self.coordinator.machine.account
         read, started = account.read, time.monotonic()
         plan = Plan(self.day, self.config.local_batch, self.next.start, self.next.moments, again=tuple(self.again))
-        source = day_batches(self.job.log, self.job.days[self.day], plan)
+        self._day_started = started
         try:
-            run_day(self.coordinator, self.job.route, self.job.replicas, source, self._watch)
+            with contextlib.closing(day_batches(self.job.log, self.job.days[self.day], plan)) as source:
+                run_day(self.coordinator, self.job.route, self.job.replicas, source, self._watch)
         finally:
             took = time.monotonic() - started
             self._trained_seconds += took
+            self._day_started = None
         self._day_rate = (account.read - read) / took if took else 0.0
 
     # --- while workers run --------------------------------------------------------------------------------------
@@ -249,6 +277,7 @@ class Trainer:
             "machine": p.to_json(coordinator.machine),
             "day": self.day,
             "evaluated": self.evaluated,
+            "files": self._names(self.day + 1),
             "next": (following if following is not None and following.day == self.day else self.next).to_json(),
             "again": [span.to_json() for span in (*(batch.span for batch in pending), *self.again)],
             "seen": [
@@ -259,11 +288,15 @@ class Trainer:
             "trace_bytes": self.run.trace_bytes(),
             "rows_skipped": coordinator.progress.rows_skipped - sum(len(batch.skipped) for batch in pending),
             "seconds": self._total_seconds(),
-            "trained_seconds": self._trained_seconds,
+            "trained_seconds": self._trained_seconds
+            + (0.0 if self._day_started is None else time.monotonic() - self._day_started),
+            "day_rate": self._day_rate,
+            "staleness_max": coordinator.progress.staleness_max,
             "last_result": self._last_result,
         }
         sound = coordinator.progress.sound
-        checkpoint.save(self._checkpoints, self.job.shard, state, self.config.checkpoint.keep, sound)
+        with self.job.route.whole():  # a worker that holds a lease may be pulling, and so creating rows
+            checkpoint.save(self._checkpoints, self.job.shard, state, self.config.checkpoint.keep, sound)
         self._saved_at = coordinator.machine.account.read
 
     def _stopped(self, error: BaseException) -> BaseException:
@@ -276,8 +309,14 @@ class Trainer:
         way_on = "go on with --resume from the last checkpoint"
         if not isinstance(error, StorageError) and not self.coordinator.settling:
             self.coordinator.snapshot(self._save)
-            updates = self.coordinator.machine.account.updates
-            way_on = f"everything until here is kept ({updates:,} updates); go on with --resume"
+            machine = self.coordinator.machine
+            account = machine.account
+            self._check_account(machine.in_flight)
+            way_on = (
+                f"everything until here is kept: {account.read:,} samples read = {account.applied:,} applied"
+                f" + {account.dropped:,} dropped + {machine.in_flight:,} under way, {account.updates:,} updates;"
+                " go on with --resume"
+            )
         if isinstance(error, KeyboardInterrupt):
             return KeyboardInterrupt(f"interrupted; {way_on}")
         if isinstance(error, PacelineError):
@@ -292,6 +331,14 @@ class Trainer:
         with storing(log):
             log.write_text("".join(traceback.format_exception(error)))
         return TrainingError(f"a worker failed: {type(error).__name__}: {error} (traceback in {log})\n({way_on})")
+
+    def _check_account(self, in_flight: int) -> None:
+        account = self.coordinator.machine.account
+        if account.read != account.applied + account.dropped + in_flight:
+            raise TrainingError(
+                f"the account does not close: {account.read} samples read, {account.applied} applied, {account.dropped}"
+                f" dropped, {in_flight} under way. This is a bug in paceline; please report it with pace.trace"
+            )
 
     def _total_seconds(self) -> float:
         return self._seconds + time.monotonic() - self._started
@@ -317,11 +364,7 @@ class Trainer:
 
     def _end(self) -> dict[str, Any]:
         account = self.coordinator.machine.account
-        if account.read != account.applied + account.dropped:
-            raise TrainingError(
-                f"the account does not close: {account.read} samples read, {account.applied} applied, {account.dropped}"
-                " dropped. This is a bug in paceline; please report it with pace.trace"
-            )
+        self._check_account(0)
         self.day = len(self.job.days) - 1
         rate = account.read / self._trained_seconds if self._trained_seconds else 0.0
         line = self._line("end", rate)

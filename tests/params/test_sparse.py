@@ -83,9 +83,12 @@ def test_adagrad_is_torch_adagrad():
 
 def test_ftrl_starts_from_the_rows_own_value_and_l1_makes_zeros():
     optimizer = FTRL(0.1, l1=0.5)
-    weights, slots = np.array([[0.3, 0.3]], np.float32), np.zeros((1, 4), np.float32)
-    optimizer.update(weights, slots, np.array([[1e-4, 1e-4]], np.float32), 1)
-    assert (np.abs(weights) < 0.3).all()
+    weights, slots = np.array([[0.01, -0.01]], np.float32), np.zeros((1, 4), np.float32)
+    optimizer.update(weights, slots, np.array([[1e-6, 1e-6]], np.float32), 1)
+    np.testing.assert_allclose(weights, [[0.01, -0.01]], rtol=1e-3)
+    optimizer.update(weights, slots, np.array([[0.3, 0.0]], np.float32), 2)
+    assert weights[0, 0] == 0.0
+    assert weights[0, 1] != 0.0
     plain = FTRL(0.1)
     weights, slots = np.array([[0.3, 0.3]], np.float32), np.zeros((1, 4), np.float32)
     plain.update(weights, slots, np.array([[1e-6, 1e-6]], np.float32), 1)

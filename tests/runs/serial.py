@@ -26,7 +26,9 @@ def ids_of(line: str) -> tuple[float, list[int]]:
         if cell == "":
             ids.append(missing_id(name))
         elif name.startswith("I"):
-            ids.append(int(np.array(mix64(SEEDS[name] ^ np.uint64(log_bucket(float(cell)) & (2**64 - 1)))).view(np.int64)))
+            ids.append(
+                int(np.array(mix64(SEEDS[name] ^ np.uint64(log_bucket(float(cell)) & (2**64 - 1)))).view(np.int64))
+            )
         else:
             ids.append(int(np.array(text_id(cell.encode(), int(SEEDS[name])), np.uint64).view(np.int64)))
     return float(cells[0]), ids
@@ -73,7 +75,9 @@ def update(model, dense, row, samples, local, widths, lr):
         }
         labels = torch.tensor([label for label, _ in batch], dtype=torch.float32)
         model.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(model(parts, torch.zeros(len(batch), 0)), labels).backward()
+        torch.nn.functional.binary_cross_entropy_with_logits(
+            model(parts, torch.zeros(len(batch), 0)), labels
+        ).backward()
         flat = torch.cat([p.grad.reshape(-1) for p in model.parameters()]) * share
         dense_sum = flat if dense_sum is None else dense_sum + flat
         grads = torch.cat([parts["linear"].grad, parts["embedding"].grad], dim=2).numpy()

@@ -42,7 +42,14 @@ def test_sync_is_bitwise_the_serial_loop_with_any_number_of_workers(tmp_path, lo
     assert rows["id"].tolist() == sorted(expected_rows)
     both = np.stack([expected_rows[key] for key in rows["id"].tolist()])
     np.testing.assert_array_equal(np.concatenate([rows["weights"], rows["slots"]], axis=1), both)
-    names = ["linear.bias", "deep.first.weight", "deep.first.bias", "deep.rest.0.weight", "deep.rest.0.bias", "deep.out.weight"]
+    names = [
+        "linear.bias",
+        "deep.first.weight",
+        "deep.first.bias",
+        "deep.rest.0.weight",
+        "deep.rest.0.bias",
+        "deep.out.weight",
+    ]
     np.testing.assert_array_equal(np.concatenate([dense[n].reshape(-1) for n in names]), expected_dense)
 
 

@@ -117,7 +117,11 @@ def test_a_finished_run_goes_on_when_days_are_added(tmp_path, log):
 
 def test_another_model_or_seed_is_refused_on_resume(tmp_path, log):
     train(job(log, data__days=[str(log / "day_0.tsv.gz")]), log, tmp_path / "run")
-    for change, key in (({"model__dim": 8}, "model"), ({"seed": 3}, "seed"), ({"optimizer__sparse__name": "sgd"}, "sparse")):
+    for change, key in (
+        ({"model__dim": 8}, "model"),
+        ({"seed": 3}, "seed"),
+        ({"optimizer__sparse__name": "sgd"}, "sparse"),
+    ):
         with pytest.raises(RunDirError, match=key):
             train(job(log, **change), log, tmp_path / "run", resume=True)
 

@@ -34,7 +34,9 @@ def test_every_command_from_nothing_to_scores(tmp_path, layout):
     assert "6,000 samples read = " in trained.stdout
     run = tmp_path / "runs" / "job-0"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    wanted = "event day auc logloss gauc ne calibration samples_read samples_applied samples_dropped rows_skipped updates"
+    wanted = (
+        "event day auc logloss gauc ne calibration samples_read samples_applied samples_dropped rows_skipped updates"
+    )
     for line in lines:
         assert set(f"{wanted} samples_per_s pace seconds".split()) <= set(line)
     assert [line["event"] for line in lines] == ["evaluation", "evaluation", "end"]

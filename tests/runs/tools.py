@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from paceline.jobfile import check
 from paceline.data.synth import SynthSpec
 from paceline.data.synth_write import write_log
+from paceline.jobfile import check
 from paceline.training import train
 
 

@@ -32,7 +32,6 @@ def expand(pattern: str, base: Path) -> list[str]:
     Raises DataError if there is none.
     """
     if "://" in pattern:
-        protocol = pattern.split("://", 1)[0]
         try:
             fs, path = fsspec.core.url_to_fs(pattern)
             found = sorted(fs.glob(path), key=natural_key) if globbing.has_magic(path) else [path]
@@ -41,7 +40,7 @@ def expand(pattern: str, base: Path) -> list[str]:
             raise DataError(f"data.days: {pattern}: cannot be listed: {error}") from error
         if missing:
             raise DataError(f"data.days: no file matches {pattern}; check the URL")
-        return [f"{protocol}://{f}" for f in found]
+        return [fs.unstrip_protocol(f) for f in found] if globbing.has_magic(pattern) else [pattern]
     path_pattern = Path(pattern).expanduser()
     full = path_pattern if path_pattern.is_absolute() else base / path_pattern
     if not globbing.has_magic(str(full)):

@@ -85,7 +85,8 @@ def _spans(array: Any, path: str, column: str) -> Spans:
 def open_parquet(raw: IO[bytes], path: str) -> Any:
     """The Parquet file in an open binary file. Raises DataError if it is not whole or has no rows."""
     try:
-        source = pq.ParquetFile(raw)
+        # Without these two a whole row group is read before its first row comes.
+        source = pq.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a whole Parquet file ({error}); is data.format right?") from error
     if source.metadata.num_rows == 0:

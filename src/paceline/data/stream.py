@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,7 +73,7 @@ class Plan:
     frozen: bool = False
 
 
-def day_batches(log: Log, files: list[str], plan: Plan) -> Iterator[Batch]:
+def day_batches(log: Log, files: list[str], plan: Plan) -> Generator[Batch]:
     """The batches of a day, in order. The last one may be short. Reading goes on ahead in other threads.
 
     Raises DataError for what is wrong with a file, or with a row unless bad rows are skipped.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +35,12 @@ class DirectRoute:
         self.shard = shard
         self._lock = threading.Lock()
         self._waiting: dict[int, Gradient] = {}
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Nobody pulls (and so creates rows) or updates meanwhile: for copying the state."""
+        with self._lock:
+            yield
 
     def pull(self, ids: Ints, dense: Tensor) -> Pulled:
         """Rows for a batch's ids (int64 [positions], repeats allowed; new ids are created) and the dense parameters."""

@@ -11,4 +11,3 @@ from typing import Any
 import numba
 
 kernel: Any = numba.njit(nogil=True, cache=True, error_model="numpy")
-inline_kernel: Any = numba.njit(nogil=True, cache=True, error_model="numpy", inline="always")

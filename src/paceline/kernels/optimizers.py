@@ -49,7 +49,8 @@ def _ftrl(record, g, lr, beta, l1, l2):
     for j in range(n):
         z, square, w = record[n + j], record[2 * n + j], record[j]
         if square == np.float32(0.0):
-            z = -w * (beta / lr + two * l2)  # so that the closed form starts from the row's own first value
+            # so that the closed form starts from the row's own first value
+            z = -w * (beta / lr + two * l2) - np.sign(w) * l1
         grown = square + g[j] * g[j]
         z += g[j] - (np.sqrt(grown) - np.sqrt(square)) / lr * w
         record[n + j] = z

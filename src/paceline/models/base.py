@@ -45,13 +45,11 @@ class Model(nn.Module, ABC):
         """Logits [B] from rows[part] [B, fields, width] and dense [B, dense inputs]."""
 
 
-def tower(width: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+def tower(width: int, hidden: Sequence[int]) -> nn.Sequential:
     """Linear + ReLU layers; ends with the last hidden layer's output."""
     layers: list[nn.Module] = []
     for out in hidden:
         layers += [nn.Linear(width, out), nn.ReLU()]
-        if dropout > 0:
-            layers.append(nn.Dropout(dropout))
         width = out
     return nn.Sequential(*layers)
 

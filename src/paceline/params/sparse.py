@@ -139,7 +139,7 @@ class Adam(SparseOptimizer):
 
 @dataclass(frozen=True)
 class FTRL(SparseOptimizer):
-    """FTRL-Proximal with L1 and L2 (McMahan et al., KDD 2013, algorithm 1).
+    """FTRL-Proximal with L1 and L2 (McMahan et al., KDD 2013, algorithm 1, with L2 counted twice as TensorFlow does).
 
     A row starts from its own first value instead of 0, so that factors of an FM can grow apart: the dual z is set to
     what makes the closed form give that value.
@@ -159,7 +159,8 @@ class FTRL(SparseOptimizer):
         lr, beta, two = np.float32(self.lr), np.float32(self.beta), np.float32(2)
         l1, l2 = np.float32(self.l1), np.float32(self.l2)
         z, n = slots[:, :width], slots[:, width:]
-        z[:] = np.where(n == 0, -weights * (beta / lr + two * l2), z)
+        start = -weights * (beta / lr + two * l2) - np.sign(weights) * l1
+        z[:] = np.where(n == 0, start, z)
         grown = n + grads * grads
         z += grads - (np.sqrt(grown) - np.sqrt(n)) / lr * weights
         n[:] = grown

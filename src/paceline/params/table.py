@@ -81,6 +81,8 @@ class Table:
     def find_or_insert(self, ids: Ints) -> Ints:
         """Rows of `ids` (int64 [n], distinct); unknown ids get a new row."""
         self._make_room(ids.shape[0])
+        for blocks in (self._records, self._clocks, self._ids):
+            blocks.reserve(self._size + ids.shape[0])  # first of all: if memory runs out, nothing has changed
         found = np.empty(ids.shape[0], np.int64)
         added = index.find_or_insert(self._entries, self._old, ids, found, self._size)
         if added:
@@ -160,20 +162,18 @@ class Table:
         return int(numbers.shape[0])
 
     def _start(self, ids: Ints) -> None:
-        first, self._size = self._size, self._size + ids.shape[0]
-        for blocks in (self._records, self._clocks, self._ids):
-            blocks.reserve(self._size)
         rows.start_rows(
             self._records.addresses,
             self._records.width,
             self._clocks.addresses,
             self._ids.addresses,
             ids,
-            first,
+            self._size,
             self.seed,
             self.bounds,
             self._slot_start,
         )
+        self._size += ids.shape[0]
 
     def _make_room(self, more: int) -> None:
         if self._old.shape[0]:

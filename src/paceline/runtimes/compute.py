@@ -100,5 +100,7 @@ class Replica:
     @torch.no_grad()
     def predict(self, batch: Batch, pulled: Pulled) -> Floats:
         """Logits as numpy float32 [B]; no gradient is kept."""
+        self.model.eval()
         scores: Floats = self.logits(batch, rows_of(self.layout, batch, pulled)).numpy()
+        self.model.train()
         return scores

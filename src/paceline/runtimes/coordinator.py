@@ -135,15 +135,21 @@ class Coordinator:
             self._changed.notify_all()
 
     def _read(self, source: Iterator[Batch]) -> None:
-        """Read one batch without holding the lock, so that pushes go on meanwhile."""
+        """Read one batch without holding the lock (held once, by `lease`), so that pushes go on meanwhile."""
         self._reading = True
         self._changed.release()
+        batch, failure = None, None
         try:
             batch = next(source, None)
-        finally:
-            self._changed.acquire()
-            self._reading = False
-            self._changed.notify_all()
+        except BaseException as error:  # raised below, once nobody can take the broken source for a finished one
+            failure = error
+        self._changed.acquire()
+        self._reading = False
+        self._changed.notify_all()
+        if failure is not None:
+            self._source = None
+            self.failure = self.failure or failure
+            raise failure
         if batch is None:
             self._source = None
             self._step(p.DataEnded())

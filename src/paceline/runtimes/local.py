@@ -105,7 +105,8 @@ def run_day(
     except BaseException as error:
         coordinator.fail(error)
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
         raise
     if coordinator.failure is not None:
         raise coordinator.failure

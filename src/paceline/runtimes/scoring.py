@@ -50,7 +50,13 @@ def score(
     threads = [threading.Thread(target=body, args=(replica,), daemon=True) for replica in replicas]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # Ctrl-C: nobody may go on in the background
+        errors.append(error)
+        for thread in threads:
+            thread.join()
+        raise
     if errors:
         raise errors[0]
