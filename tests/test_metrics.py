@@ -80,7 +80,7 @@ def test_extreme_logits_stay_finite():
     counters.add(np.array([1e4, -1e4, 50], np.float32), np.array([0, 1, 1], np.float32))
     result = counters.result()
     assert math.isfinite(result["logloss"])
-    assert result["auc"] == 0.25
+    assert result["auc"] == 0.0
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 30.0, 1e4])

@@ -75,34 +75,40 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, for example pace.name=gba workers=4")
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Where the run is kept (default: runs/<job>-<number>).")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run is kept (default: runs/<name>-<number>).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --run-dir.")] = False,
 ) -> None:
     """Train the job, day by day; each day is evaluated before it is trained on."""
-    from rich.console import Console
-
     from paceline.assembly import day_files
     from paceline.inspect import truth_of
     from paceline.jobfile import load_config
     from paceline.report.terminal import Terminal
+    from paceline.rundir import read_metrics
     from paceline.training import train as run_job
 
     config = load_config(job, overrides)
     if resume and run_dir is None:
         raise ConfigError("--resume needs --run-dir: which run is to go on?")
-    folder = run_dir or _free_run_dir(job.stem)
-    console = Console()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    folder = run_dir or _free_run_dir(job)
+    console = _console()
+    signal.signal(signal.SIGTERM, _stop)
     with Terminal(console) as terminal:
         terminal.note(f"run directory: {folder}")
         try:
             run_job(config, job.parent.resolve(), folder, resume, terminal)
         except KeyboardInterrupt as error:  # typer would swallow its message
             raise Interrupted(str(error)) from error
-    terminal.summary(truth_of(day_files(config, job.parent.resolve())))
+    terminal.summary(read_metrics(folder), truth_of(day_files(config, job.parent.resolve())))
 
 
-def _free_run_dir(name: str) -> Path:
+def _stop(*_: object) -> NoReturn:
+    """SIGTERM does what Ctrl-C does (also where SIGINT is ignored, as in a background job of a script)."""
+    raise KeyboardInterrupt
+
+
+def _free_run_dir(job: Path) -> Path:
+    """runs/<name>-<number>, by the folder's name if the file is just called job.yaml."""
+    name = job.stem if job.stem != "job" else job.resolve().parent.name
     number = 0
     while (Path("runs") / f"{name}-{number}").exists():
         number += 1
@@ -118,7 +124,6 @@ def evaluate(
     """Evaluate a run's newest checkpoint on files in the format it was trained on."""
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
     from paceline.evaluate import evaluate_run
@@ -132,7 +137,7 @@ def evaluate(
     table.add_column("value", justify="right")
     for key, value in result.items():
         table.add_row(key, "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.6f}")
-    Console().print(table)
+    _console().print(table)
 
 
 @app.command()
@@ -146,6 +151,13 @@ def predict(
 
     rows = predict_run(run_dir, data, out)
     typer.echo(f"{rows:,} scores in {out}")
+
+
+def _console() -> Any:
+    """The terminal, or wide lines where there is none: a table in a file is not cut."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 def _rows(text: str | int) -> int:
@@ -167,7 +179,6 @@ def synth(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already.")] = False,
 ) -> None:
     """Write a synthetic click log whose best possible AUC is known, and a job.yaml that trains on it."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
 
@@ -184,7 +195,7 @@ def synth(
         compression=compression,  # type: ignore[arg-type]
         drift=drift,
     )
-    console = Console()
+    console = _console()
     columns = (TextColumn("writing"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress, storing(out):
         task = progress.add_task("rows", total=rows)
@@ -206,16 +217,15 @@ def inspect(
     path: Annotated[str, typer.Argument(help="A file, glob, URL or run directory")],
 ) -> None:
     """Show what is in a file or a run; suggests a schema for a file."""
-    from rich.console import Console
     from rich.table import Table
 
     from paceline import inspect as looking
-    from paceline.report.terminal import account_text, evaluation_table
+    from paceline.report.terminal import account_text, print_evaluations
 
-    console = Console()
+    console = _console()
     if "://" not in path and Path(path).is_dir():
         run = looking.inspect_run(Path(path))
-        console.print(evaluation_table(run.lines))
+        print_evaluations(console, run.lines)
         if run.lines and run.lines[-1]["event"] == "end":
             console.print(account_text(run.lines[-1]), highlight=False)
         if run.checkpoint is None:

@@ -90,24 +90,27 @@ def run_config(run: Path) -> JobConfig:
     return check(values, str(path))
 
 
-def evaluate_run(run: Path, data: list[str], workers: int | None = None) -> dict[str, Any]:
+def evaluate_run(run: Path | str, data: list[str], workers: int | None = None) -> dict[str, Any]:
     """Metrics of a run's newest checkpoint on the files that `data` (paths, globs or URLs) names."""
-    trained = load_run(run, workers)
+    trained = load_run(Path(run), workers)
     files = [path for pattern in data for path in expand(pattern, Path.cwd())]
     return evaluate_files(trained.job, files, 0, trained.moments).result()
 
 
-def predict_run(run: Path, data: list[str], out: Path, workers: int | None = None) -> int:
+def predict_run(run: Path | str, data: list[str], out: Path | str, workers: int | None = None) -> int:
     """Write a Parquet file with `file`, `row` (from 0), `score` (click probability) and, where the data has one,
     `label`, in the order of the data. Returns the number of rows. The label column may be absent.
     """
+    out = Path(out)
     if out.exists() and not out.is_file():
         raise RunDirError(f"{out}: not a plain file; name another --out")
-    trained = load_run(run, workers)
+    trained = load_run(Path(run), workers)
     files = [path for pattern in data for path in expand(pattern, Path.cwd())]
-    log = dataclasses.replace(trained.job.log, labelled=False)
+    # Neither the label nor the group is needed for a score.
+    schema = dataclasses.replace(trained.job.schema, group=None)
+    log = dataclasses.replace(trained.job.log, schema=schema, labelled=False)
     source = day_batches(log, files, Plan(0, SCORING_BATCH, moments=trained.moments, frozen=True))
-    schema = pa.schema(
+    columns = pa.schema(
         [
             ("file", pa.dictionary(pa.int32(), pa.string())),
             ("row", pa.int64()),
@@ -120,12 +123,12 @@ def predict_run(run: Path, data: list[str], out: Path, workers: int | None = Non
     try:
         with storing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            with pq.ParquetWriter(str(temporary), schema) as writer:
+            with pq.ParquetWriter(str(temporary), columns) as writer:
                 waiting: dict[int, Any] = {}
 
                 def take(number: int, batch: Batch, logits: Floats) -> None:
                     nonlocal rows
-                    waiting[number] = _table(schema, files, batch, logits)
+                    waiting[number] = _table(columns, files, batch, logits)
                     while rows_next[0] in waiting:
                         table = waiting.pop(rows_next[0])
                         writer.write_table(table)

@@ -20,6 +20,7 @@ from paceline.schema import CRITEO_COLUMNS
 
 SAMPLE = 20_000
 _LABELS = ("label", "click", "clicked", "is_click", "y", "target", "rating", "conversion")
+_IDS = ("item", "video", "movie", "product", "ad", "campaign", "site", "category", "brand", "device")
 _GROUPS = ("user", "user_id", "uid", "session", "session_id")
 
 
@@ -103,7 +104,8 @@ def _text(path: str, kind: str, delimiter: bytes, names: tuple[str, ...] | None)
                     values[name].append(span.text(row))
                 rows += 1
         skip = 0
-    columns = [_column(name, texts) for name, texts in values.items()]
+    kinds = {"l": "label", "I": "number", "C": "category"} if kind == "criteo" else {}
+    columns = [_column(name, texts, kinds.get(name[:1])) for name, texts in values.items()]
     data: dict[str, Any] = {"format": kind, "days": [path]}
     if kind == "csv" and delimiter != b",":
         data["delimiter"] = delimiter.decode()
@@ -129,18 +131,20 @@ def _parquet(path: str) -> Findings:
     return Findings(path, "parquet", rows, True, columns, suggestion)
 
 
-def _column(name: str, texts: list[str]) -> Column:
+def _column(name: str, texts: list[str], fixed: str | None = None) -> Column:
     present = [t for t in texts if t]
     distinct = len(set(present))
     values = {t.lower() for t in set(present)}
     low = name.lower()
+    if fixed is not None:
+        return Column(name, fixed, distinct, len(texts) - len(present), sorted(set(present))[:3])
     if (values <= {"0", "1"} and low in _LABELS) or (low in _LABELS and _is_numbers(present)):
         kind = "label"
     elif _share(present, "|") > 0.2:
         kind = "bag"
     elif "time" in low or "date" in low:
         kind = "time"
-    elif low.endswith("id") or low in _GROUPS or not _is_numbers(present) or _is_code(present, distinct):
+    elif low.endswith("id") or low in (*_GROUPS, *_IDS) or not _is_numbers(present) or _is_code(present, distinct):
         kind = "category"
     else:
         kind = "number"
@@ -152,8 +156,8 @@ def _share(texts: list[str], mark: str) -> float:
 
 
 def _is_code(texts: list[str], distinct: int) -> bool:
-    """Few whole numbers are codes rather than amounts."""
-    return distinct <= 50 and all("." not in t for t in texts)
+    """Few whole numbers are codes rather than amounts, and so are whole numbers beyond 32 bits."""
+    return all("." not in t for t in texts) and (distinct <= 50 or any(len(t) > 9 for t in texts))
 
 
 def _is_numbers(texts: list[str]) -> bool:

@@ -19,8 +19,8 @@ Floats = npt.NDArray[np.float32]
 class Counters:
     """AUC, log loss, calibration, GAUC.
 
-    AUC comes from a histogram of the logits with 2^20 bins, the leading bits of the float32: bins are 2^-11 of the logit
-    wide whatever its size, and ties within a bin count half, so it is exact to about 1e-6.
+    AUC comes from a histogram of the logits with 2^20 bins, the leading bits of the float32: bins are 2^-11 of the
+    logit wide whatever its size, and ties within a bin count half, so it is exact to about 1e-6.
 
     GAUC needs every score: 13 bytes per row, kept only if groups are given.
     """

@@ -74,6 +74,12 @@ class RunDir:
             if self._lock is not None:
                 self._lock.close()
 
+    def forget(self) -> None:
+        """Nothing happened here worth going on with: the directory may be used for a new run."""
+        with storing(self.path):
+            for name in (CONFIG, METRICS):
+                (self.path / name).unlink(missing_ok=True)
+
     def close_trace(self) -> None:
         if self._trace is not None:
             trace, self._trace = self._trace, None

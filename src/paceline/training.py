@@ -9,6 +9,8 @@ import traceback
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel
+
 from paceline import checkpoint
 from paceline import pace as p
 from paceline.assembly import Job, assemble
@@ -85,7 +87,18 @@ def check_same_job(old: JobConfig, new: JobConfig, run_dir: Path) -> None:
     ]
     for key, before, now in fixed:
         if before != now:
-            raise RunDirError(f"{run_dir}: {key} was {before} and is now {now}; a run cannot go on with another")
+            path, was, is_now = _difference(key, before, now)
+            raise RunDirError(f"{run_dir}: {path} was {was!r} and is now {is_now!r}; a run cannot go on with another")
+
+
+def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first place where two parts of a configuration differ."""
+    before, now = (v.model_dump() if isinstance(v, BaseModel) else v for v in (before, now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in {**before, **now}:
+            if before.get(name) != now.get(name):
+                return _difference(f"{key}.{name}", before.get(name), now.get(name))
+    return key, before, now
 
 
 def scheduled_pace(config: JobConfig, day: int, samples: int) -> p.Pace:
@@ -148,7 +161,10 @@ class Trainer:
             self.watcher.note(
                 f"resumed from {loaded.path.name}: day {self.day}, {machine.account.read:,} settled, {pace.name}"
             )
-        self.run.begin(self.config.to_yaml(), lines, trace_bytes)
+        # With the files themselves for the patterns, so that the configuration means the same anywhere.
+        data = self.config.data.model_copy(update={"days": self.job.days})
+        resolved = self.config.model_copy(update={"data": data})
+        self.run.begin(resolved.to_yaml(), lines, trace_bytes)
         self.run.trace(p.start_line(machine))
         self.curves = Curves(self.run.path / "curves", machine.account.read if loaded else None)
         self.coordinator = Coordinator(machine, self.job.route, self.run.trace, self._on_read, self._on_update)
@@ -168,8 +184,8 @@ class Trainer:
         for day, (was, now) in enumerate(itertools.zip_longest(before, self._names(len(before)))):
             if was != now:
                 raise RunDirError(
-                    f"{self.run.path}: data.days: day {day} was {', '.join(was)} and is now {', '.join(now or ['missing'])};"
-                    " a run goes on with the same days (further ones may follow)"
+                    f"{self.run.path}: data.days: day {day} was {', '.join(was)} and is now"
+                    f" {', '.join(now or ['missing'])}; a run goes on with the same days (further ones may follow)"
                 )
 
     # --- the days -----------------------------------------------------------------------------------------------
@@ -307,7 +323,10 @@ class Trainer:
             where = f" in {self.job.days[self.day][error.file]}" if error.file is not None else ""
             return LossError(f"{error}{where}\n({way_on})")
         way_on = "go on with --resume from the last checkpoint"
-        if not isinstance(error, StorageError) and not self.coordinator.settling:
+        if not self.coordinator.machine.version and not self.coordinator.settling:
+            self.run.forget()
+            way_on = "nothing was trained yet: start again, with or without --resume"
+        elif not isinstance(error, StorageError) and not self.coordinator.settling:
             self.coordinator.snapshot(self._save)
             machine = self.coordinator.machine
             account = machine.account

@@ -262,7 +262,7 @@ def test_a_log_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     write_log(CRITEO, tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     before = (tmp_path / "day_0.tsv.gz").stat()
-    with pytest.raises(UserError, match="already holds a log"):
+    with pytest.raises(UserError, match="holds a log already"):
         write_log(replace(CRITEO, seed=9), tmp_path)
     assert (tmp_path / "day_0.tsv.gz").stat().st_mtime_ns == before.st_mtime_ns
     write_log(replace(CRITEO, seed=9, days=1), tmp_path, overwrite=True)

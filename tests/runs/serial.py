@@ -55,7 +55,8 @@ def train_serially(config, files):
         return rows[key]
 
     for file in files:
-        samples = [ids_of(line) for line in gzip.open(file, "rt")]
+        with gzip.open(file, "rt") as lines:
+            samples = [ids_of(line) for line in lines]
         for start in range(0, len(samples), config.batch.global_):
             update(model, dense, row, samples[start : start + config.batch.global_], config.local_batch, widths, lr)
     return rows, torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()

@@ -152,7 +152,8 @@ def test_rows_without_a_label_can_be_scored(tmp_path, log):
     import pyarrow.parquet as pq
 
     train(job(log, data__days=[str(log / "day_0.tsv.gz")]), log, tmp_path / "run")
-    lines = gzip.open(log / "day_1.tsv.gz", "rt").read().splitlines()[:50]
+    with gzip.open(log / "day_1.tsv.gz", "rt") as file:
+        lines = file.read().splitlines()[:50]
     (tmp_path / "unlabelled.tsv").write_text("\n".join(line.split("\t", 1)[1] for line in lines) + "\n")
     (tmp_path / "labelled.tsv").write_text("\n".join(lines) + "\n")
     for name in ("unlabelled", "labelled"):
@@ -161,3 +162,102 @@ def test_rows_without_a_label_can_be_scored(tmp_path, log):
     assert one.column("score").equals(other.column("score"))
     assert one.column("label").null_count == 50
     assert other.column("label").null_count == 0
+
+
+def test_a_kill_while_a_version_is_saved_again_keeps_it(tmp_path, log, monkeypatch):
+    """At every rename of a second save of the same version, the folder is left as kill -9 would leave it."""
+    from pathlib import Path as P
+
+    train(job(log, data__days=[str(log / "day_0.tsv.gz")]), log, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    version = checkpoint.newest(folder).path.name
+    whole = checkpoint.newest(folder)
+    original = P.rename
+    for fatal in (1, 2):
+        renames = []
+
+        def dies(self, target, fatal=fatal, renames=renames):
+            renames.append(target)
+            if len(renames) == fatal:
+                raise SystemExit  # nothing after this happens
+            return original(self, target)
+
+        from paceline.assembly import assemble
+
+        shard = assemble(job(log), log).shard
+        checkpoint.load(folder, shard)
+        monkeypatch.setattr(P, "rename", dies)
+        with pytest.raises(SystemExit):
+            checkpoint.save(folder, shard, {**whole.state}, keep=1)
+        monkeypatch.undo()
+        checkpoint.clean(folder)
+        assert checkpoint.newest(folder).path.name == version
+
+
+def test_snapshots_taken_while_rows_are_created_hold_whole_rows_only(log):
+    """A worker may be pulling (and creating rows) while another one's update triggers a checkpoint."""
+    import threading
+
+    import numpy as np
+    import torch
+
+    from paceline.assembly import assemble
+
+    made = assemble(job(log), log)
+    route, stop = made.route, threading.Event()
+
+    def pull():
+        rng = np.random.default_rng(0)
+        flat = torch.empty_like(made.shard.dense.flat)
+        while not stop.is_set():
+            route.pull(rng.integers(1, 2**62, 400), flat)
+
+    thread = threading.Thread(target=pull)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        for _ in range(60):
+            with route.whole():
+                ids = np.concatenate([block.ids for block in made.shard.table.blocks()] or [np.empty(0, np.int64)])
+                assert len(ids) == len(made.shard.table) == len(np.unique(ids))
+                assert (ids != 0).all()
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+
+
+def test_days_that_were_read_may_not_become_others(tmp_path, log):
+    days = [str(log / f"day_{d}.tsv.gz") for d in range(3)]
+    train(job(log, data__days=days[:2]), log, tmp_path / "run")
+    with pytest.raises(RunDirError, match=r"day 0 was day_0\.tsv\.gz and is now day_1\.tsv\.gz"):
+        train(job(log, data__days=days[1:]), log, tmp_path / "run", resume=True)
+
+
+def test_a_mistake_before_the_first_update_does_not_block_the_directory(tmp_path, log):
+    from paceline.errors import DataError
+
+    (tmp_path / "bad.tsv").write_text("1\t2\n")
+    with pytest.raises(DataError, match="nothing was trained yet"):
+        train(job(log, data__days=[str(tmp_path / "bad.tsv")]), log, tmp_path / "run")
+    assert train(job(log), log, tmp_path / "run")["samples_read"] == 6000
+
+
+def test_no_thread_is_left_behind_by_a_run_that_stops(tmp_path, log, monkeypatch):
+    import threading
+
+    interrupt_at(monkeypatch, 1000)
+    with pytest.raises(KeyboardInterrupt):
+        train(job(log, workers=3), log, tmp_path / "run")
+    left = [thread.name for thread in threading.enumerate() if thread.name.startswith(("paceline", "worker"))]
+    assert left == []
+
+
+def test_the_resolved_configuration_can_be_trained_as_it_is(tmp_path, log):
+    from paceline import load_config
+
+    train(job(log), log, tmp_path / "run")
+    config = load_config(tmp_path / "run" / "config.yaml")
+    train(config, tmp_path / "elsewhere", tmp_path / "again")
+    assert_same_state(tmp_path / "run", tmp_path / "again")

@@ -32,7 +32,7 @@ def test_every_command_from_nothing_to_scores(tmp_path, layout):
     assert trained.returncode == 0, trained.stderr
     assert "best AUC" in trained.stdout
     assert "6,000 samples read = " in trained.stdout
-    run = tmp_path / "runs" / "job-0"
+    run = tmp_path / "runs" / "log-0"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     wanted = (
         "event day auc logloss gauc ne calibration samples_read samples_applied samples_dropped rows_skipped updates"
@@ -76,7 +76,8 @@ def test_days_may_be_urls_and_lists_of_files(tmp_path, log):
 
 
 def test_a_day_of_several_files_is_one_day(tmp_path, log):
-    end = train(job(log, data__days=[[str(log / "day_0.tsv.gz"), str(log / "day_1.tsv.gz")], str(log / "day_2.tsv.gz")]), log, tmp_path)  # fmt: skip
+    files = [str(log / f"day_{day}.tsv.gz") for day in range(3)]
+    end = train(job(log, data__days=[files[:2], files[2]]), log, tmp_path)
     assert end["samples_read"] == 6000
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(x["event"], x["samples_read"]) for x in lines] == [("evaluation", 4000), ("end", 6000)]

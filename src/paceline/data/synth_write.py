@@ -158,7 +158,7 @@ def _clear(out: Path, overwrite: bool) -> None:
     # Days beyond those of the new log go too: left behind, they would be read as part of it.
     old = sorted(p for p in out.iterdir() if p.name == TRUTH_FILE or _DAY_FILE.fullmatch(p.name))
     if old and not overwrite:
-        raise UserError(f"{out}: already holds a log ({old[0].name}); name another directory or allow overwriting")
+        raise UserError(f"{out}: holds a log already ({old[0].name}); name another directory, or use --overwrite")
     for path in old:
         path.unlink()
 

@@ -13,15 +13,15 @@ from rich.text import Text
 
 
 class Terminal:
-    """Shows a run on the terminal. Use as a context manager. Without a terminal it prints a line per evaluation."""
+    """Shows a run on the terminal: a line per evaluation, and a progress line under them. Use as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.lines: list[dict[str, Any]] = []
         self._live: Live | None = None
         self._day, self._days = 0, 1
         self._mark: tuple[float, int] | None = None
         self._rate = 0.0
+        self._first = self._length = 0
 
     def __enter__(self) -> Terminal:
         if self.console.is_terminal:
@@ -35,6 +35,8 @@ class Terminal:
 
     def day(self, day: int, days: int) -> None:
         """Training goes on with `day` of `days`."""
+        if self._mark is not None:
+            self._length = self._mark[1] - self._first
         self._day, self._days, self._mark = day, days, None
 
     def tick(self, status: dict[str, Any]) -> None:
@@ -43,29 +45,32 @@ class Terminal:
             return
         now, rows = time.monotonic(), status["rows"]
         if self._mark is None:
-            self._mark = (now, rows)
+            self._mark, self._first = (now, rows), rows
         elif now - self._mark[0] > 0.5:
             self._rate = (rows - self._mark[1]) / (now - self._mark[0])
             self._mark = (now, rows)
-        done = round(20 * self._day / self._days)
-        bar = "━" * done + "╸" + "─" * (19 - done)
-        self._live.update(
-            Text.assemble(
-                (bar[:20], "cyan"),
-                f"  day {self._day} of {self._days}  ",
-                (f"{rows:,} rows", "bold"),
-                f"  {self._rate:,.0f} rows/s  loss {status['loss']:.4f}  staleness {status['staleness']:.2f}",
-                f"  dropped {status['dropped']:,}",
-            )
+        # How long a day is is not known before it is read; the day before is a good guess.
+        part = min((rows - self._first) / self._length, 0.99) if self._length else 0.0
+        done = round(12 * (self._day + part) / self._days)
+        loss = "  –   " if status["loss"] != status["loss"] else f"{status['loss']:.4f}"
+        text = Text.assemble(
+            ("━" * done, "cyan"),
+            ("─" * (12 - done), "dim"),
+            f" day {self._day} (of 0–{self._days - 1})",
+            (f" {rows:,} rows", "bold"),
+            f" {self._rate:,.0f}/s loss {loss} staleness {max(status['staleness'], 0.0):.1f}",
+            f" dropped {status['dropped']:,}" if status["dropped"] else "",
         )
+        text.no_wrap = True
+        self._live.update(text)
 
     def line(self, line: dict[str, Any]) -> None:
         """An evaluation, or the end."""
-        self.lines.append(line)
-        if self._live is None and line["event"] == "evaluation":
+        if line["event"] == "evaluation":
+            gauc = "" if line["gauc"] is None else f"  GAUC {_number(line['gauc'])}"
             self.console.print(
-                f"day {line['day']}: AUC {_number(line['auc'])}  log loss {_number(line['logloss'])}"
-                f"  {line['samples_read']:,} samples  {line['pace']}",
+                f"day {line['day']}: AUC {_number(line['auc'])}{gauc}  log loss {_number(line['logloss'])}"
+                f"  after {line['samples_read']:,} samples  {line['pace']}",
                 highlight=False,
             )
 
@@ -73,38 +78,60 @@ class Terminal:
         """Something worth a line."""
         self.console.print(text, highlight=False)
 
-    def summary(self, best: dict[int, float] | None = None) -> None:
-        """The table of a finished run. best: the best possible AUC of each day, where it is known."""
-        self.console.print(evaluation_table(self.lines, best))
-        if self.lines and self.lines[-1]["event"] == "end":
-            self.console.print(account_text(self.lines[-1]), highlight=False)
+    def summary(self, lines: list[dict[str, Any]], best: dict[int, float] | None = None) -> None:
+        """The table of a run's metrics lines. best: the best possible AUC of each day, where it is known."""
+        print_evaluations(self.console, lines, best)
+        if lines and lines[-1]["event"] == "end":
+            self.console.print(account_text(lines[-1]), highlight=False)
+
+
+def print_evaluations(console: Console, lines: list[dict[str, Any]], best: dict[int, float] | None = None) -> None:
+    """One row per evaluation; where the terminal is narrow, the least telling columns are left out."""
+    if not any(line["event"] == "evaluation" for line in lines):
+        console.print("nothing was evaluated: a day is a test set for what was trained before it")
+        return
+    for without in (
+        (),
+        ("calib.",),
+        ("calib.", "NE"),
+        ("calib.", "NE", "samples/s"),
+        ("calib.", "NE", "samples/s", "pace"),
+    ):
+        table = evaluation_table(lines, best, without)
+        if console.measure(table).maximum <= console.width:
+            break
+    console.print(table)
 
 
 def _number(value: float | None, digits: int = 5) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def evaluation_table(lines: list[dict[str, Any]], best: dict[int, float] | None = None) -> Table:
-    """One row per evaluation."""
+def evaluation_table(lines: list[dict[str, Any]], best: dict[int, float] | None, without: tuple[str, ...]) -> Table:
+    """One row per evaluation, without the columns named in `without`."""
     shown = [line for line in lines if line["event"] == "evaluation"]
-    grouped = any(line["gauc"] is not None for line in shown)
-    table = Table(
-        title="Each day, evaluated before it was trained on",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    names = ["day", "AUC", *(["best AUC"] if best else []), *(["GAUC"] if grouped else []), "log loss", "NE", "calib."]
-    for name in (*names, "samples", "samples/s", "pace"):
+    rate = [f"{line['samples_per_s']:,.0f}" if line["samples_per_s"] else "–" for line in shown]
+    columns = {
+        "day": [str(line["day"]) for line in shown],
+        "AUC": [_number(line["auc"]) for line in shown],
+        "best AUC": [_number((best or {}).get(line["day"])) for line in shown],
+        "GAUC": [_number(line["gauc"]) for line in shown],
+        "log loss": [_number(line["logloss"]) for line in shown],
+        "NE": [_number(line["ne"], 4) for line in shown],
+        "calib.": [_number(line["calibration"], 3) for line in shown],
+        "samples": [f"{line['samples_read']:,}" for line in shown],
+        "samples/s": rate,
+        "pace": [line["pace"] for line in shown],
+    }
+    hidden = {*without, *(() if best else ("best AUC",))}
+    if all(line["gauc"] is None for line in shown):
+        hidden.add("GAUC")
+    title = "Each day, evaluated before it was trained on"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    chosen = {name: cells for name, cells in columns.items() if name not in hidden}
+    for name in chosen:
         table.add_column(name, justify="left" if name == "pace" else "right", no_wrap=True)
-    for line in shown:
-        cells = [str(line["day"]), _number(line["auc"])]
-        if best:
-            cells.append(_number(best.get(line["day"])))
-        if grouped:
-            cells.append(_number(line["gauc"]))
-        cells += [_number(line["logloss"]), _number(line["ne"], 4), _number(line["calibration"], 3)]
-        cells += [f"{line['samples_read']:,}", f"{line['samples_per_s']:,.0f}", line["pace"]]
+    for cells in zip(*chosen.values(), strict=True):
         table.add_row(*cells)
     return table
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from paceline.batch import Batch, Floats
+from paceline.errors import UserError
 from paceline.exchange.direct import Pulled
 from paceline.kernels import rows as kernels
 from paceline.models.base import Model, Part
@@ -81,6 +82,10 @@ class Replica:
         dense = torch.from_numpy(batch.dense)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             out: Tensor = self.model(rows, dense)
+        if out.shape != (batch.samples,):
+            raise UserError(
+                f"model: forward must return logits of shape [{batch.samples}] (one a row), not {[*out.shape]}"
+            )
         return out.float()
 
     def gradient(self, batch: Batch, pulled: Pulled) -> tuple[float, Gradient]:
