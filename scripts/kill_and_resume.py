@@ -3,8 +3,9 @@
     python scripts/kill_and_resume.py JOB.yaml [--times 20] [--seed 0] [key=value ...]
 
 Each round starts a fresh run, kills it after a random share of the time that an undisturbed run takes (start-up
-included), resumes it, and compares. Exits with 1 if a round does not end with a closed account or its AUC is further
-than 0.001 from the undisturbed one.
+included), resumes it, perhaps kills it again (up to three times), lets it end, and compares. Exits with 1 if a round
+does not end with a closed account, its AUC is further than 0.001 from the undisturbed one, or, under sync, a parameter
+differs by a bit.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from safetensors.numpy import load_file
 
 TOLERANCE = 0.001
 
@@ -38,39 +43,66 @@ def evaluations(run: Path) -> list[tuple[int, float]]:
     return [(line["day"], line["auc"]) for line in lines if line["event"] == "evaluation"]
 
 
-def one_round(job: str, run: Path, overrides: list[str], moment: float, whole: dict[str, Any], days: int) -> str | None:
-    """Start, kill after `moment` seconds, resume. Returns what is wrong, or None."""
-    process = subprocess.Popen(command(job, run, overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def parameters(run: Path) -> dict[str, Any]:
+    """Ids, weights and slots (sorted by id) and dense parameters of a run's newest checkpoint."""
+    path = max((run / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
+    with pa.memory_map(str(path / "rows.arrow")) as source:
+        rows = pa.ipc.open_file(source).read_all()
+    ids = rows.column("id").to_numpy()
+    order = np.argsort(ids)
+    if len(np.unique(ids)) != len(ids):
+        raise SystemExit(f"{path}: an id has two rows")
+    flat = {name: rows.column(name).combine_chunks().flatten().to_numpy() for name in ("weights", "slots")}
+    sparse = {name: values.reshape(len(ids), -1)[order] for name, values in flat.items()}
+    return {"id": ids[order], **sparse, **load_file(path / "dense.safetensors")}
+
+
+def killed(line: list[str], moment: float) -> bool:
+    """Run a command and kill it after `moment` seconds; False if it ended before."""
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(moment)
-        when = "after its end"
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.wait()
-        when = "before the first day was over"
-        if (run / "metrics.jsonl").exists() and evaluations(run):
-            when = f"in day {evaluations(run)[-1][0]}"
-    checkpoints = sorted(p.name for p in (run / "checkpoints").glob("[0-9]*"))
-    # Killed before the run had begun there is nothing to resume: a user starts it again.
-    begun = (run / "config.yaml").exists()
-    again = subprocess.run(command(job, run, overrides, resume=begun), capture_output=True, text=True, check=False)
+        return True
+    return False
+
+
+def one_round(job: str, folder: Path, overrides: list[str], moments: list[float], whole: Path) -> str | None:
+    """Start and kill, resume and kill, ... at `moments` (seconds), then resume to the end. Returns what is wrong."""
+    told = []
+    for moment in moments:
+        # Killed before the run had begun there is nothing to resume: a user starts it again.
+        alive = killed(command(job, folder, overrides, resume=(folder / "config.yaml").exists()), moment)
+        days = evaluations(folder) if (folder / "metrics.jsonl").exists() else []
+        where = f"in day {days[-1][0]}" if days else "before the first day was over"
+        told.append(f"{moment:.2f} s ({where if alive else 'after its end'})")
+        if not alive:
+            break
+    resume = (folder / "config.yaml").exists()
+    again = subprocess.run(command(job, folder, overrides, resume), capture_output=True, text=True, check=False)
     if again.returncode:
         return f"resume ended with {again.returncode}: {again.stderr.strip()}"
-    end = last_line(run)
+    end, expected = last_line(folder), last_line(whole)
+    mine, theirs = parameters(folder), parameters(whole)
+    same = mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
     print(
-        f"killed at {moment:5.2f} s, {when}, checkpoint {checkpoints[-1] if checkpoints else 'none'}:"
-        f" {end['samples_read']:,} = {end['samples_applied']:,} + {end['samples_dropped']:,},"
-        f" AUC {end['auc']:.5f} ({end['auc'] - whole['auc']:+.5f})",
+        f"killed after {', '.join(told)}: {end['samples_read']:,} = {end['samples_applied']:,} +"
+        f" {end['samples_dropped']:,}, AUC {end['auc']:.5f} ({end['auc'] - expected['auc']:+.5f}), parameters"
+        f" {'bitwise the same' if same else 'differ'}",
         flush=True,
     )
     if end["event"] != "end" or end["samples_read"] != end["samples_applied"] + end["samples_dropped"]:
         return f"the account does not close: {end}"
-    if end["samples_read"] != whole["samples_read"]:
-        return f"{end['samples_read']} samples instead of {whole['samples_read']}"
-    if len(evaluations(run)) != days or len({day for day, _ in evaluations(run)}) != days:
-        return f"evaluations {evaluations(run)} instead of one for each of {days} days"
-    if abs(end["auc"] - whole["auc"]) > TOLERANCE:
-        return f"AUC {end['auc']} is further than {TOLERANCE} from {whole['auc']}"
+    if end["samples_read"] != expected["samples_read"]:
+        return f"{end['samples_read']} samples instead of {expected['samples_read']}"
+    if [day for day, _ in evaluations(folder)] != [day for day, _ in evaluations(whole)]:
+        return f"evaluations {evaluations(folder)} instead of {evaluations(whole)}"
+    if abs(end["auc"] - expected["auc"]) > TOLERANCE:
+        return f"AUC {end['auc']} is further than {TOLERANCE} from {expected['auc']}"
+    if end["pace"] == "sync" and not same:
+        return "the parameters of a sync run differ"
     return None
 
 
@@ -87,12 +119,12 @@ def main() -> None:
         started = time.monotonic()
         subprocess.run(command(options.job, first, options.overrides), check=True, stdout=subprocess.DEVNULL)
         took = time.monotonic() - started
-        whole, days = last_line(first), len(evaluations(first))
+        whole = last_line(first)
         print(f"undisturbed: {took:.1f} s, AUC {whole['auc']:.5f}, {whole['samples_read']:,} samples", flush=True)
         wrong = []
         for number in range(options.times):
-            moment = rng.uniform(0.02, 1.0) * took
-            problem = one_round(options.job, Path(folder) / str(number), options.overrides, moment, whole, days)
+            moments = [rng.uniform(0.02, 1.0) * took for _ in range(rng.randint(1, 3))]
+            problem = one_round(options.job, Path(folder) / str(number), options.overrides, moments, first)
             if problem:
                 wrong.append(f"round {number}: {problem}")
                 print(wrong[-1], flush=True)
