@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from paceline.errors import ConfigError, suggest
 from paceline.exchange.direct import DirectRoute
 from paceline.models.base import Inputs, Model
 from paceline.models.registry import build_model
+from paceline.naming import look_up
 from paceline.params.dense import DenseBlock, make_optimizer
 from paceline.params.shard import Shard
 from paceline.params.sparse import BUILT_IN, SparseOptimizer
@@ -71,18 +71,7 @@ def make_log(config: JobConfig) -> Log:
 
 def sparse_optimizer(name: str, options: dict[str, Any]) -> SparseOptimizer:
     """A built-in row optimizer by name, or a user's as 'package.module:Class'. Raises ConfigError."""
-    chosen: Any = BUILT_IN.get(name)
-    if chosen is None:
-        module_name, colon, class_name = name.partition(":")
-        if not colon:
-            raise ConfigError(
-                f"optimizer.sparse.name: no row optimizer is called {name!r}{suggest(name, list(BUILT_IN))}"
-                " (or package.module:Class)"
-            )
-        try:
-            chosen = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"optimizer.sparse.name: {name!r} cannot be imported: {error}") from error
+    chosen = look_up("optimizer.sparse.name", "row optimizer", name, BUILT_IN)
     if not (isinstance(chosen, type) and issubclass(chosen, SparseOptimizer)):
         raise ConfigError(f"optimizer.sparse.name: {name!r} is not a subclass of paceline.SparseOptimizer")
     known = [f.name for f in dataclasses.fields(chosen)] if dataclasses.is_dataclass(chosen) else list(options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import Any
 
@@ -11,6 +10,7 @@ from paceline.models.base import Inputs, Model
 from paceline.models.classic import FM, LR, DeepFM, WideDeep
 from paceline.models.dcn import DCNv2
 from paceline.models.dlrm import DLRM
+from paceline.naming import look_up
 
 MODELS: dict[str, type[Model]] = {
     "lr": LR,
@@ -24,18 +24,11 @@ MODELS: dict[str, type[Model]] = {
 
 def model_class(name: str) -> type[Model]:
     """The class of a built-in name or of 'package.module:Class'. Raises ConfigError naming the key `model.name`."""
-    if name in MODELS:
-        return MODELS[name]
-    module_name, colon, class_name = name.partition(":")
-    if not colon:
-        raise ConfigError(f"model.name: no model is called {name!r}{suggest(name, list(MODELS))} (or module:Class)")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"model.name: {name!r} cannot be imported: {error}") from error
+    found = look_up("model.name", "model", name, MODELS)
     if not (isinstance(found, type) and issubclass(found, Model)):
         raise ConfigError(f"model.name: {name!r} is not a subclass of paceline.Model")
-    return found
+    chosen: type[Model] = found
+    return chosen
 
 
 def build_model(name: str, options: dict[str, Any], inputs: Inputs) -> Model:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paceline.errors import ConfigError, suggest
+from paceline.errors import ConfigError
+from paceline.naming import look_up
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): cls
@@ -35,18 +35,7 @@ def make_optimizer(name: str, options: dict[str, Any], module: nn.Module) -> tor
 
     Raises ConfigError naming `optimizer.dense`.
     """
-    chosen: Any = OPTIMIZERS.get(name)
-    if chosen is None:
-        module_name, colon, class_name = name.partition(":")
-        if not colon:
-            raise ConfigError(
-                f"optimizer.dense.name: torch has no optimizer {name!r}{suggest(name, list(OPTIMIZERS))}"
-                " (or package.module:Class)"
-            )
-        try:
-            chosen = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"optimizer.dense.name: {name!r} cannot be imported: {error}") from error
+    chosen = look_up("optimizer.dense.name", "optimizer of torch", name, OPTIMIZERS)
     try:
         made: torch.optim.Optimizer = chosen(list(module.parameters()), **options)
     except (TypeError, ValueError) as error:
