@@ -36,10 +36,8 @@ def main() -> NoReturn:
         _say(str(error) or "interrupted")
         sys.exit(130)
     except Exception as error:
-        import click
-
-        vendored = [cls for cls in type(error).__mro__ if cls.__name__ == "ClickException"]
-        if isinstance(error, click.ClickException) or vendored:
+        # A usage error. Typer brings click along under one name or another, so the class is told by its name.
+        if any(cls.__name__ == "ClickException" for cls in type(error).__mro__):
             shown: Any = error
             shown.show()
             sys.exit(2)

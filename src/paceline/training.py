@@ -19,7 +19,7 @@ from paceline.config import JobConfig
 from paceline.curves import Curves
 from paceline.data.moments import no_moments
 from paceline.data.stream import FIRST, Plan, day_batches
-from paceline.errors import DataError, LossError, PacelineError, RunDirError, StorageError, TrainingError
+from paceline.errors import LossError, PacelineError, RunDirError, StorageError, TrainingError
 from paceline.evaluate import evaluate_files, need_both_classes, run_config
 from paceline.rundir import RunDir, storing
 from paceline.runtimes.coordinator import Coordinator
@@ -391,6 +391,3 @@ class Trainer:
         self.run.trace_bytes()
         self.watcher.line(line)
         return line
-
-
-__all__ = ["DataError", "Silent", "Trainer", "Watcher", "check_same_job", "scheduled_pace", "train"]

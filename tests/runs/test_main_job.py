@@ -123,3 +123,11 @@ def test_the_run_is_found_where_it_was_asked_for(tmp_path, log):
     (tmp_path / "job.yaml").write_text(job(log).to_yaml())
     assert paceline("train", "job.yaml", "--run-dir", "a/b/c", cwd=tmp_path).returncode == 0
     assert {p.name for p in Path(tmp_path / "a/b/c").iterdir()} >= {"config.yaml", "metrics.jsonl", "pace.trace"}
+
+
+@pytest.mark.parametrize("words", [["train"], ["train", "--no-such-option"], ["nonsense"], ["synth", "--rows", "x"]])
+def test_a_wrong_command_line_is_a_usage_error(tmp_path, words):
+    told = paceline(*words, cwd=tmp_path)
+    assert told.returncode == 2
+    assert "Traceback" not in told.stderr
+    assert "Usage" in told.stderr or "Error" in told.stderr
