@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline import SparseOptimizer
+from paceline import Clock, SparseOptimizer
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,6 @@ class RMSProp(SparseOptimizer):
     def slots(self, width: int) -> int:
         return width
 
-    def update(self, weights: np.ndarray, slots: np.ndarray, grads: np.ndarray, step: int) -> None:
+    def update(self, weights: np.ndarray, slots: np.ndarray, grads: np.ndarray, clock: Clock) -> None:
         slots[:] = np.float32(self.decay) * slots + np.float32(1 - self.decay) * grads * grads
         weights -= np.float32(self.lr) * grads / (np.sqrt(slots) + np.float32(self.eps))

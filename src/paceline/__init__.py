@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from paceline.evaluate import evaluate_run, predict_run
     from paceline.jobfile import load_config
     from paceline.models.base import Inputs, Model, Part
+    from paceline.models.normalise import LocalBatchNorm
     from paceline.models.operators import FactorTerm, FieldSum, FirstProjection, LinearTerm, SparseOperator
     from paceline.pace.values import (
         Pace,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         gba,
         sync,
     )
-    from paceline.params.sparse import SparseOptimizer
+    from paceline.params.sparse import Clock, SparseOptimizer
     from paceline.training import train
 
 _HOMES = {
@@ -55,6 +56,7 @@ _HOMES = {
     ),
     "paceline.evaluate": ("evaluate_run", "predict_run"),
     "paceline.models.base": ("Inputs", "Model", "Part"),
+    "paceline.models.normalise": ("LocalBatchNorm",),
     "paceline.models.operators": ("FactorTerm", "FieldSum", "FirstProjection", "LinearTerm", "SparseOperator"),
     "paceline.pace.values": (
         "Pace",
@@ -65,12 +67,13 @@ _HOMES = {
         "gba",
         "sync",
     ),
-    "paceline.params.sparse": ("SparseOptimizer",),
+    "paceline.params.sparse": ("Clock", "SparseOptimizer"),
     "paceline.training": ("train",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Clock",
     "ConfigError",
     "DataError",
     "FactorTerm",
@@ -79,6 +82,7 @@ __all__ = [
     "Inputs",
     "JobConfig",
     "LinearTerm",
+    "LocalBatchNorm",
     "LossError",
     "Model",
     "Pace",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,19 @@ from paceline.config import JobConfig
 from paceline.data.files import expand
 from paceline.data.stream import Log
 from paceline.data.text import Dialect
-from paceline.errors import ConfigError, suggest
+from paceline.errors import ConfigError
 from paceline.exchange.direct import DirectRoute
-from paceline.models.base import Inputs, Model
+from paceline.models.base import Inputs, Model, Normalised
+from paceline.models.normalise import LocalBatchNorm
 from paceline.models.registry import build_model
 from paceline.naming import look_up
 from paceline.params.dense import DenseBlock, make_optimizer
+from paceline.params.row_optimizers import BUILT_IN, row_optimizer
 from paceline.params.shard import Shard
-from paceline.params.sparse import BUILT_IN, SparseOptimizer
+from paceline.params.sparse import SparseOptimizer
 from paceline.params.table import Table
 from paceline.runtimes.compute import Layout, Replica
+from paceline.runtimes.statistics import Statistics
 from paceline.schema import CRITEO_COLUMNS, Schema
 
 
@@ -38,6 +40,7 @@ class Job:
     layout: Layout
     route: DirectRoute
     replicas: list[Replica]
+    statistics: Statistics
 
     @property
     def shard(self) -> Shard:
@@ -74,22 +77,7 @@ def sparse_optimizer(name: str, options: dict[str, Any]) -> SparseOptimizer:
     chosen = look_up("optimizer.sparse.name", "row optimizer", name, BUILT_IN)
     if not (isinstance(chosen, type) and issubclass(chosen, SparseOptimizer)):
         raise ConfigError(f"optimizer.sparse.name: {name!r} is not a subclass of paceline.SparseOptimizer")
-    known = [f.name for f in dataclasses.fields(chosen)] if dataclasses.is_dataclass(chosen) else list(options)
-    for key, value in options.items():
-        if key not in known:
-            raise ConfigError(f"optimizer.sparse.{key}: {name} has no such option{suggest(key, known)}")
-        options[key] = _number(key, value)
-    return chosen(**options)
-
-
-def _number(key: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"optimizer.sparse.{key}: {value!r} is no number") from None
-    if not 0 <= number < 3.4e38 or (key == "lr" and number == 0):
-        raise ConfigError(f"optimizer.sparse.{key}: {value!r} must be a finite number above 0 (a float32)")
-    return number
+    return row_optimizer("optimizer.sparse", name, chosen, options)
 
 
 def make_model(config: JobConfig, inputs: Inputs) -> Model:
@@ -97,20 +85,24 @@ def make_model(config: JobConfig, inputs: Inputs) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_model(config.model.name, config.model.options, inputs)
+        if inputs.normalise != "none" and inputs.dense:
+            model = Normalised(model, inputs)
     named = dict(model.named_buffers())
-    kept = [name for name in model.state_dict() if name in named]
+    ours = {f"{name}.{b}" for name, m in model.named_modules() if isinstance(m, LocalBatchNorm) for b in m.statistics}
+    kept = [name for name in model.state_dict() if name in named and name not in ours]
     if kept:
         raise ConfigError(
             f"model.name: {config.model.name} keeps running statistics ({kept[0]}); worker replicas would each have"
-            " their own and none would be evaluated. Use a model whose only state is parameters"
+            " their own and none would be evaluated. Use paceline.LocalBatchNorm, or a model without such statistics"
         )
     return model
 
 
-def assemble(config: JobConfig, base: Path) -> Job:
-    """Everything a run needs, nothing started. base: what relative paths in the configuration are relative to."""
+def assemble(config: JobConfig, base: Path, replicas: int | None = None) -> Job:
+    """Everything a run needs, nothing started. base: what relative paths in the configuration are relative to;
+    replicas: of the model (default: one for each worker)."""
     log = make_log(config)
-    inputs = Inputs(log.schema.fields, log.schema.dense_width)
+    inputs = Inputs(log.schema.fields, log.schema.dense_width, config.normalise)
     model = make_model(config, inputs)
     parts = model.parts()
     layout = Layout(parts, len(log.schema.single_fields), len(log.schema.multi))
@@ -121,8 +113,9 @@ def assemble(config: JobConfig, base: Path) -> Job:
     dense_options = {key: _maybe_number(key, value) for key, value in config.optimizer.dense.options.items()}
     dense = DenseBlock(model, make_optimizer(config.optimizer.dense.name, dense_options, model))
     route = DirectRoute(Shard(table, dense, sparse.reduce))
-    replicas = [Replica(make_model(config, inputs), layout, config.precision) for _ in range(config.workers)]
-    return Job(config, log.schema, log, day_files(config, base), layout, route, replicas)
+    count = config.workers if replicas is None else replicas
+    made = [Replica(make_model(config, inputs), layout, config.precision) for _ in range(count)]
+    return Job(config, log.schema, log, day_files(config, base), layout, route, made, Statistics(made[0].statistics))
 
 
 def _maybe_number(key: str, value: Any) -> Any:

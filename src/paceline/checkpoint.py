@@ -4,6 +4,7 @@
         rows.arrow                     Arrow IPC: id, weights, slots, last_update, count
         dense.safetensors              the model's parameters
         dense_optimizer.safetensors    tensors of the dense optimizer ...
+        statistics.safetensors         running statistics of batch normalisation: pooled, and each worker's own
         state.json                     ... its other values, pace machine, cursor, spans to read again, totals
         manifest.json                  sizes and SHA-256 of the others; written last
 
@@ -31,9 +32,11 @@ from paceline.params.dense import DenseBlock
 from paceline.params.shard import Shard
 from paceline.params.table import RowBlock, Table
 from paceline.rundir import storing
+from paceline.runtimes.statistics import Statistics
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+STATISTICS = "statistics.safetensors"
 REPLACED = "replaced"
 _RATES = ": a learning rate is too high (optimizer.sparse.lr, optimizer.dense.lr)"
 
@@ -46,9 +49,11 @@ class Loaded:
     state: dict[str, Any]
 
 
-def save(folder: Path, shard: Shard, state: dict[str, Any], keep: int, sound: int = -1) -> Path:
+def save(
+    folder: Path, shard: Shard, state: dict[str, Any], keep: int, sound: int = -1, statistics: Statistics | None = None
+) -> Path:
     """Write checkpoints/<updates> under `folder` and remove all but the newest `keep`, and the newest up to version
-    `sound`. Returns its path.
+    `sound`. statistics: of batch normalisation; exported here. Returns its path.
 
     Raises StorageError, or LossError if a parameter is not finite; what was stored before is untouched then.
     """
@@ -65,6 +70,9 @@ def save(folder: Path, shard: Shard, state: dict[str, Any], keep: int, sound: in
             _write_rows(temporary / "rows.arrow", shard.table)
             safetensors.torch.save_file(shard.dense.weights(), temporary / "dense.safetensors")
             safetensors.torch.save_file(tensors, temporary / "dense_optimizer.safetensors")
+            if statistics is not None:
+                told_apart = {"pooled": statistics.export(), **statistics.workers}
+                safetensors.torch.save_file({k: v.clone() for k, v in told_apart.items()}, temporary / STATISTICS)
             told = {"format": FORMAT, "version": shard.version, "dense_optimizer": rest, **state}
             (temporary / "state.json").write_text(json.dumps(told))
             sums = {path.name: _sum(path) for path in sorted(temporary.iterdir())}
@@ -97,7 +105,9 @@ def set_aside(folder: Path, sound: int) -> Path | None:
     return found[0] if found else None
 
 
-def load(folder: Path, shard: Shard, dense_optimizer: bool = True) -> Loaded | None:
+def load(
+    folder: Path, shard: Shard, dense_optimizer: bool = True, statistics: Statistics | None = None
+) -> Loaded | None:
     """Put the newest whole checkpoint into `shard` (fresh, with the same parts). None if there is none.
 
     A damaged one is passed over for the one before; StorageError if there are only damaged ones.
@@ -120,6 +130,10 @@ def load(folder: Path, shard: Shard, dense_optimizer: bool = True) -> Loaded | N
     else:
         shard.dense.load(weights, {}, shard.dense.slots()[1])
     shard.version = state["version"]
+    if statistics is not None:
+        stored = safetensors.torch.load_file(path / STATISTICS)
+        statistics.pooled = stored.pop("pooled")
+        statistics.workers = stored
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -77,14 +78,21 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --run-dir.")] = False,
 ) -> None:
     """Train the job, day by day; each day is evaluated before it is trained on."""
-    from paceline.assembly import day_files
-    from paceline.inspect import truth_of
     from paceline.jobfile import load_config
-    from paceline.report.terminal import Terminal
-    from paceline.rundir import read_metrics
     from paceline.training import train as run_job
 
     config = load_config(job, overrides)
+    base = job.parent.resolve()
+    _run(job, config, run_dir, resume, lambda folder, terminal: run_job(config, base, folder, resume, terminal))
+
+
+def _run(job: Path, config: Any, run_dir: Path | None, resume: bool, go: Callable[[Path, Any], object]) -> None:
+    """Call go(run directory, terminal) and show what came of it."""
+    from paceline.assembly import day_files
+    from paceline.inspect import truth_of
+    from paceline.report.terminal import Terminal
+    from paceline.rundir import read_metrics
+
     if resume and run_dir is None:
         raise ConfigError("--resume needs --run-dir: which run is to go on?")
     folder = run_dir or _free_run_dir(job)
@@ -93,10 +101,46 @@ def train(
     with Terminal(console) as terminal:
         terminal.note(f"run directory: {folder}")
         try:
-            run_job(config, job.parent.resolve(), folder, resume, terminal)
+            go(folder, terminal)
         except KeyboardInterrupt as error:  # typer would swallow its message
             raise Interrupted(str(error)) from error
     terminal.summary(read_metrics(folder), truth_of(day_files(config, job.parent.resolve())))
+
+
+@app.command()
+def simulate(
+    job: Annotated[Path, typer.Argument(help="job.yaml")],
+    cluster: Annotated[Path, typer.Argument(help="cluster.yaml")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value of the job, for example pace=gba; of the cluster: workers=, cluster.key="),
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run is kept (default: runs/<name>-<number>).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --run-dir.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Real threads (default: one for each core).")] = None,
+) -> None:
+    """Train the job on a cluster that is only described: real gradients, virtual time."""
+    from paceline.clusterfile import load_cluster
+    from paceline.jobfile import load_config
+    from paceline.simulation import simulate as run_simulation
+
+    ours, its = _split(overrides or [])
+    spec = load_cluster(cluster, its)
+    config = load_config(job, [*ours, f"workers={spec.workers}"])
+    base, cluster_base = job.parent.resolve(), cluster.parent.resolve()
+    _run(
+        job,
+        config,
+        run_dir,
+        resume,
+        lambda folder, terminal: run_simulation(config, spec, base, folder, cluster_base, resume, terminal, threads),
+    )
+
+
+def _split(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """(the job's overrides, the cluster's): `workers` is the cluster's, and what begins with `cluster.`."""
+    its = [o for o in overrides if o.startswith(("cluster.", "workers="))]
+    return [o for o in overrides if o not in its], [o.removeprefix("cluster.") for o in its]
 
 
 def _stop(*_: object) -> NoReturn:
@@ -244,6 +288,28 @@ def inspect(
         console.print(table)
     typer.echo("A job for it (check label and kinds, then train):\n")
     typer.echo(found.yaml())  # as it is: a console would wrap long lines
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run directories; the first is the baseline.")],
+    out: Annotated[Path | None, typer.Option(help="Draw a plot into this file: .png, .svg or .pdf.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Compare runs, to choose a pace: AUC over samples and over time."""
+    import json
+
+    from paceline.report.compare import compare_runs, draw, print_comparison
+
+    comparison = compare_runs(run_dirs)
+    if out is not None:
+        draw(comparison, out)
+    if json_:
+        typer.echo(json.dumps(comparison.to_json()))
+        return
+    print_comparison(_console(), comparison)
+    if out is not None:
+        typer.echo(f"plot: {out}")
 
 
 if __name__ == "__main__":

@@ -96,6 +96,20 @@ class DataConfig(Strict):
         return self
 
 
+class WeightConfig(Strict):
+    """What staleness takes off a gradient (see paceline.pace.Weight)."""
+
+    law: Literal["power", "log", "relative", "inverse", "none"] = "power"
+    k: float = Field(2.0, gt=0, allow_inf_nan=False)
+    rows: Literal["gradient", "row"] = "gradient"
+
+    @model_validator(mode="after")
+    def _logarithm(self) -> WeightConfig:
+        if self.law == "log" and self.k <= 1:
+            raise ValueError(f"k is the base of the logarithm and must be above 1, not {self.k:g}")
+        return self
+
+
 class Named(BaseModel):
     """A name and options that belong to what is named."""
 
@@ -128,11 +142,11 @@ class BatchConfig(Strict):
 
 _PACE_OPTIONS: dict[str, tuple[str, ...]] = {
     "sync": (),
-    "async": (),
-    "bounded_staleness": ("bound",),
+    "async": ("weight",),
+    "bounded_staleness": ("bound", "weight"),
     "backup_workers": ("backup",),
-    "bulk_synchronous": (),
-    "gba": ("max_staleness", "tokens"),
+    "bulk_synchronous": ("weight",),
+    "gba": ("max_staleness", "tokens", "weight"),
 }
 
 
@@ -142,6 +156,7 @@ class PaceConfig(Strict):
     tokens: Literal["data", "version"] = "data"
     bound: int = Field(2, ge=0)
     backup: int = Field(1, ge=0)
+    weight: Annotated[WeightConfig | None, _keyed("law")] = None
 
     @model_validator(mode="after")
     def _belongs(self) -> PaceConfig:
@@ -153,19 +168,20 @@ class PaceConfig(Strict):
 
     def build(self, gradients: int) -> p.Pace:
         """The pace, where one global batch is `gradients` local batches."""
+        weight = None if self.weight is None else p.Weight(self.weight.law, self.weight.k, self.weight.rows)
         match self.name:
             case "sync":
                 return p.sync(gradients)
             case "async":
-                return p.asynchronous()
+                return p.asynchronous(weight)
             case "bounded_staleness":
-                return p.bounded_staleness(self.bound)
+                return p.bounded_staleness(self.bound, weight)
             case "backup_workers":
                 return p.backup_workers(gradients, self.backup)
             case "bulk_synchronous":
-                return p.bulk_synchronous(gradients)
+                return p.bulk_synchronous(gradients, weight)
             case "gba":
-                return p.gba(gradients, self.max_staleness, self.tokens)
+                return p.gba(gradients, self.max_staleness, self.tokens, weight)
 
 
 PaceField = Annotated[PaceConfig, _keyed("name")]
@@ -196,11 +212,12 @@ class JobConfig(Strict):
     data: DataConfig
     features: FeaturesConfig | None = None
     model: Annotated[Named, _keyed("name")] = Named(name="deepfm")
+    normalise: Literal["none", "local_batch", "local_moving"] = "none"
     optimizer: OptimizerConfig = OptimizerConfig()
     batch: BatchConfig = BatchConfig()
     pace: PaceField = PaceConfig(name="sync")
     switch: list[SwitchConfig] = []
-    workers: int = Field(1, ge=1, le=4096)
+    workers: int = Field(1, ge=1, le=65536)
     evaluate: Literal["next_day", "none"] = "next_day"
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.rundir import storing
+from paceline.telemetry import Telemetry
 
 
 class Curves:
@@ -40,6 +41,29 @@ class Curves:
             for name, value in values.items()
             if isinstance(value, (int, float)) and value == value
         ]
+        if points:
+            self._write(Event(wall_time=time.time(), step=samples, summary=Summary(value=points)))
+
+    def histograms(self, prefix: str, counted: Telemetry, samples: int) -> None:
+        """Staleness (of gradients and rows) and norms (of gradients and updates) as histograms."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+
+        points = []
+        for name, limits, counts in counted.bins():
+            if not counts:
+                continue
+            middles = [limit / 2 for limit in limits]
+            proto = HistogramProto(
+                min=0.0,
+                max=limits[-1],
+                num=sum(counts),
+                sum=sum(m * c for m, c in zip(middles, counts, strict=True)),
+                sum_squares=sum(m * m * c for m, c in zip(middles, counts, strict=True)),
+                bucket_limit=limits,
+                bucket=counts,
+            )
+            points.append(Summary.Value(tag=f"{prefix}/{name}", histo=proto))
         if points:
             self._write(Event(wall_time=time.time(), step=samples, summary=Summary(value=points)))
 

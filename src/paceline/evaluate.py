@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,13 @@ def evaluate_files(job: Job, files: list[str], day: int, moments: Moments) -> Co
     with contextlib.closing(
         day_batches(job.log, files, Plan(day, SCORING_BATCH, moments=moments, frozen=True))
     ) as source:
-        score(job.route, job.replicas, source, lambda _, b, logits: counters.add(logits, b.labels, b.groups))
+        score(
+            job.route,
+            job.replicas,
+            source,
+            lambda _, b, logits: counters.add(logits, b.labels, b.groups),
+            job.statistics.pooled,
+        )
     return counters
 
 
@@ -62,12 +69,11 @@ class Trained:
 def load_run(run: Path, workers: int | None = None) -> Trained:
     """Load a run directory for scoring. Raises RunDirError if there is no run or no checkpoint in it."""
     config = run_config(run)
-    if workers is not None:
-        config = config.model_copy(update={"workers": workers})
     # The days of the run itself are not read again: only its schema and state are needed.
     config = config.model_copy(update={"data": config.data.model_copy(update={"days": []})})
-    job = assemble(config, run)
-    loaded = checkpoint.load(run / "checkpoints", job.shard, dense_optimizer=False)
+    threads = workers or min(config.workers, os.cpu_count() or 1)  # a run may have had thousands of virtual workers
+    job = assemble(config, run, threads)
+    loaded = checkpoint.load(run / "checkpoints", job.shard, dense_optimizer=False, statistics=job.statistics)
     if loaded is None:
         raise RunDirError(f"{run}: there is no checkpoint yet; let the run reach one (checkpoint.every) first")
     moments = (
@@ -137,7 +143,7 @@ def predict_run(run: Path | str, data: list[str], out: Path | str, workers: int 
 
                 rows_next = [0]
                 with contextlib.closing(source):
-                    score(trained.job.route, trained.job.replicas, source, take)
+                    score(trained.job.route, trained.job.replicas, source, take, trained.job.statistics.pooled)
             temporary.rename(out)
     finally:
         with contextlib.suppress(OSError):

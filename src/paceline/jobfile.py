@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -11,9 +11,16 @@ from pydantic import BaseModel, ValidationError
 from paceline.config import JobConfig
 from paceline.errors import ConfigError, suggest
 
+Config = TypeVar("Config", bound=BaseModel)
+
 
 def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:
     """Read job.yaml and apply `key.key=value` overrides. Raises ConfigError, one line for each thing that is wrong."""
+    return load(path, overrides or [], JobConfig, "a job is a mapping of keys (data, model, ...)")
+
+
+def load(path: Path, overrides: list[str], kind: type[Config], what: str) -> Config:
+    """A YAML file with overrides as a configuration of `kind`; `what` says what the file holds."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -28,12 +35,12 @@ def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a job is a mapping of keys (data, model, ...), not {type(values).__name__}")
+        raise ConfigError(f"{path}: {what}, not {type(values).__name__}")
     _check_keys(node, str(path))
     overridden = set()
-    for override in overrides or []:
+    for override in overrides:
         overridden.add(_override(values, override))
-    return check(values, str(path), node, frozenset(overridden))
+    return check(values, str(path), node, frozenset(overridden), kind)
 
 
 def _check_keys(node: yaml.Node | None, where: str) -> None:
@@ -55,26 +62,30 @@ def _check_keys(node: yaml.Node | None, where: str) -> None:
 
 
 def check(
-    values: dict[str, Any], where: str, node: yaml.Node | None = None, overridden: frozenset[str] = frozenset()
-) -> JobConfig:
+    values: dict[str, Any],
+    where: str,
+    node: yaml.Node | None = None,
+    overridden: frozenset[str] = frozenset(),
+    kind: type[Config] = JobConfig,  # type: ignore[assignment]
+) -> Config:
     """A configuration out of plain values. Raises ConfigError naming every key that is wrong."""
     try:
-        return JobConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         told = []
         for problem in error.errors():
             keys = [str(k) for k in problem["loc"]]
             name = ".".join(keys)
             line = None if any(name.startswith(o) for o in overridden) else _line(node, keys)
-            told.append(f"{where}{f', line {line}' if line else ''}: {_explain(name, problem)}")
+            told.append(f"{where}{f', line {line}' if line else ''}: {_explain(name, problem, kind)}")
         raise ConfigError("\n".join(told)) from None
 
 
-def _explain(name: str, problem: Any) -> str:
+def _explain(name: str, problem: Any, kind: type[BaseModel]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         key = name.rsplit(".", 1)[-1]
-        return f"{name}: unknown key{suggest(key, _known(problem['loc']))}"
+        return f"{name}: unknown key{suggest(key, _known(problem['loc'], kind))}"
     if problem["type"] == "missing":
         return f"{name}: this key is needed"
     if problem["type"] == "value_error":
@@ -82,9 +93,9 @@ def _explain(name: str, problem: Any) -> str:
     return f"{name}: {problem['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 
-def _known(loc: tuple[str | int, ...]) -> list[str]:
+def _known(loc: tuple[str | int, ...], kind: type[BaseModel]) -> list[str]:
     """The keys allowed where an unknown one was found."""
-    model: Any = JobConfig
+    model: Any = kind
     for key in loc[:-1]:
         if isinstance(key, int) or model is None:
             continue
@@ -160,6 +171,8 @@ _SHORT_FORMS = {
     "model": "name",
     "pace": "name",
     "switch.pace": "name",
+    "pace.weight": "law",
+    "switch.pace.weight": "law",
     "features.label": "column",
     "features.numeric": "column",
     "features.multi": "column",

@@ -2,6 +2,7 @@
 
 config.yaml         the resolved configuration
 metrics.jsonl       one line per evaluation, and a last line with the totals
+histograms.jsonl    one line per trained day: staleness, gradient norms, waiting (see paceline.telemetry)
 pace.trace          every event and command of the pace machine (see paceline.pace.trace)
 skipped_rows.jsonl  rows that were left out: file, line, reason
 curves/             TensorBoard
@@ -23,6 +24,7 @@ from paceline.batch import BadRow
 from paceline.errors import RunDirError, StorageError
 
 CONFIG, METRICS, TRACE, SKIPPED = "config.yaml", "metrics.jsonl", "pace.trace", "skipped_rows.jsonl"
+HISTOGRAMS = "histograms.jsonl"
 
 
 @contextmanager
@@ -91,11 +93,13 @@ class RunDir:
         """Whether a run has begun here."""
         return (self.path / CONFIG).exists()
 
-    def begin(self, config: str, metrics_lines: int, trace_bytes: int) -> None:
+    def begin(self, config: str, metrics_lines: int, trace_bytes: int, days: int) -> None:
         """Start or go on: what was written behind the last checkpoint is cut off, as it will happen again."""
         with storing(self.path):
             replace_text(self.path / CONFIG, config)
             replace_text(self.path / METRICS, "".join(whole_lines(self.path / METRICS)[:metrics_lines]))
+            told = whole_lines(self.path / HISTOGRAMS)[:days]  # one for each trained day
+            replace_text(self.path / HISTOGRAMS, "".join(told))
             if (self.path / SKIPPED).exists():
                 named = whole_lines(self.path / SKIPPED)
                 replace_text(self.path / SKIPPED, "".join(named))
@@ -108,6 +112,11 @@ class RunDir:
     def metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
         with storing(self.path / METRICS), open(self.path / METRICS, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def histograms(self, line: dict[str, Any]) -> None:
+        """Append a trained day's line to histograms.jsonl."""
+        with storing(self.path / HISTOGRAMS), open(self.path / HISTOGRAMS, "a") as file:
             file.write(json.dumps(line) + "\n")
 
     def metrics_lines(self) -> int:

@@ -6,10 +6,9 @@ import contextlib
 import itertools
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
-
-from pydantic import BaseModel
+from typing import Any
 
 from paceline import checkpoint
 from paceline import pace as p
@@ -21,41 +20,33 @@ from paceline.data.moments import no_moments
 from paceline.data.stream import FIRST, Plan, day_batches
 from paceline.errors import LossError, PacelineError, RunDirError, StorageError, TrainingError
 from paceline.evaluate import evaluate_files, need_both_classes, run_config
+from paceline.resume import check_same_job
 from paceline.rundir import RunDir, storing
+from paceline.runtimes.body import Body
 from paceline.runtimes.coordinator import Coordinator
-from paceline.runtimes.local import run_day
+from paceline.runtimes.local import LocalBody
+from paceline.telemetry import Telemetry
+from paceline.watcher import Silent, Watcher
 
 
-class Watcher(Protocol):
-    """Who is told how the run goes (a terminal, a notebook, nobody)."""
-
-    def day(self, day: int, days: int) -> None: ...
-
-    def tick(self, status: dict[str, Any]) -> None: ...
-
-    def line(self, line: dict[str, Any]) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
-class Silent:
-    """Tells nobody."""
-
-    def day(self, day: int, days: int) -> None: ...
-
-    def tick(self, status: dict[str, Any]) -> None: ...
-
-    def line(self, line: dict[str, Any]) -> None: ...
-
-    def note(self, text: str) -> None: ...
+def local_body(job: Job) -> Body:
+    """Threads in this process, one for each replica."""
+    return LocalBody(job.route, job.replicas, job.statistics)
 
 
 def train(
-    config: JobConfig, base: Path, run_dir: Path, resume: bool = False, watcher: Watcher | None = None
+    config: JobConfig,
+    base: Path,
+    run_dir: Path,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    body: Callable[[Job], Body] = local_body,
+    replicas: int | None = None,
 ) -> dict[str, Any]:
     """Run the job and return its last metrics line.
 
-    base: what relative paths in the configuration are relative to. Raises a PacelineError for everything that can be
+    base: what relative paths in the configuration are relative to; body: where it runs; replicas: of the model, that
+    compute at the same time (default: one for each worker). Raises a PacelineError for everything that can be
     foreseen; whatever was trained until then is in the newest checkpoint.
     """
     if resume and not run_dir.exists():
@@ -65,40 +56,10 @@ def train(
             raise RunDirError(f"{run_dir}: there is a run already; go on with --resume, or choose another --run-dir")
         if run.started:
             check_same_job(run_config(run_dir), config, run_dir)
-        job = assemble(config, base)
-        trainer = Trainer(job, run, watcher or Silent())
+        job = assemble(config, base, replicas)
+        trainer = Trainer(job, run, watcher or Silent(), body(job))
         trainer.begin()
         return trainer.go()
-
-
-def check_same_job(old: JobConfig, new: JobConfig, run_dir: Path) -> None:
-    """A run goes on with the same data layout, model and kinds of optimizer. Pace, workers, batches, rates and further
-    days may change. Raises RunDirError naming the key."""
-    fixed: list[tuple[str, Any, Any]] = [
-        ("data.format", old.data.format, new.data.format),
-        ("data.delimiter", old.data.delimiter, new.data.delimiter),
-        ("data.quote", old.data.quote, new.data.quote),
-        ("data.columns", old.data.columns, new.data.columns),
-        ("features", old.features, new.features),
-        ("model", old.model, new.model),
-        ("optimizer.sparse.name", old.optimizer.sparse.name, new.optimizer.sparse.name),
-        ("optimizer.dense.name", old.optimizer.dense.name, new.optimizer.dense.name),
-        ("seed", old.seed, new.seed),
-    ]
-    for key, before, now in fixed:
-        if before != now:
-            path, was, is_now = _difference(key, before, now)
-            raise RunDirError(f"{run_dir}: {path} was {was!r} and is now {is_now!r}; a run cannot go on with another")
-
-
-def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
-    """The first place where two parts of a configuration differ."""
-    before, now = (v.model_dump() if isinstance(v, BaseModel) else v for v in (before, now))
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in {**before, **now}:
-            if before.get(name) != now.get(name):
-                return _difference(f"{key}.{name}", before.get(name), now.get(name))
-    return key, before, now
 
 
 def scheduled_pace(config: JobConfig, day: int, samples: int) -> p.Pace:
@@ -115,8 +76,8 @@ def scheduled_pace(config: JobConfig, day: int, samples: int) -> p.Pace:
 class Trainer:
     """One run. `begin` restores or starts, `go` does the days."""
 
-    def __init__(self, job: Job, run: RunDir, watcher: Watcher) -> None:
-        self.job, self.run, self.watcher = job, run, watcher
+    def __init__(self, job: Job, run: RunDir, watcher: Watcher, body: Body) -> None:
+        self.job, self.run, self.watcher, self.body = job, run, watcher, body
         self.config = job.config
         self.day = 0
         self.evaluated = False  # whether `day` was evaluated already
@@ -127,6 +88,8 @@ class Trainer:
         self._seconds = 0.0
         self._started = time.monotonic()
         self._day_rate = 0.0
+        self._totals = Telemetry()  # of the days before this one
+        self._last_day: dict[str, Any] = {}  # what the metrics say of the last trained day
         self._trained_seconds = 0.0
         self._day_started: float | None = None
         self._saved_at = 0
@@ -140,8 +103,8 @@ class Trainer:
         with storing(self._checkpoints):
             self._checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint.clean(self._checkpoints)
-        loaded = checkpoint.load(self._checkpoints, self.job.shard)
-        lines, trace_bytes, skipped, staleness_max = 0, 0, 0, 0
+        loaded = checkpoint.load(self._checkpoints, self.job.shard, statistics=self.job.statistics)
+        lines, trace_bytes, skipped, counted = 0, 0, 0, Telemetry()
         if loaded is None:
             machine = p.begin(scheduled_pace(self.config, 0, 0))
         else:
@@ -153,7 +116,10 @@ class Trainer:
             self.seen = list(state["seen"])
             self._seconds, self._trained_seconds = state["seconds"], state["trained_seconds"]
             self._last_result, self._day_rate = state["last_result"], state["day_rate"]
-            staleness_max = state["staleness_max"]
+            self._last_day = state["last_day"]
+            self._totals, counted = (Telemetry.from_json(state[key]) for key in ("totals", "counted"))
+            if state["body"]:
+                self.body.restore(state["body"])
             lines, trace_bytes, skipped = state["metrics_lines"], state["trace_bytes"], state["rows_skipped"]
             account = state["machine"]["account"]
             pace = scheduled_pace(self.config, self.day, account["applied"] + account["dropped"])
@@ -164,12 +130,14 @@ class Trainer:
         # With the files themselves for the patterns, so that the configuration means the same anywhere.
         data = self.config.data.model_copy(update={"days": self.job.days})
         resolved = self.config.model_copy(update={"data": data})
-        self.run.begin(resolved.to_yaml(), lines, trace_bytes)
+        self.run.begin(resolved.to_yaml(), lines, trace_bytes, self.day)
         self.run.trace(p.start_line(machine))
         self.curves = Curves(self.run.path / "curves", machine.account.read if loaded else None)
-        self.coordinator = Coordinator(machine, self.job.route, self.run.trace, self._on_read, self._on_update)
+        self.coordinator = Coordinator(
+            machine, self.job.route, self.run.trace, self._on_read, self._on_update, self.body.clock
+        )
         self.coordinator.progress.rows_skipped = skipped
-        self.coordinator.progress.staleness_max = staleness_max
+        self.coordinator.telemetry = counted
         self._saved_at = machine.account.read
         for switch in self.config.switch:
             if isinstance(switch.at, str) and int(switch.at.removeprefix("day_")) >= len(self.job.days):
@@ -235,17 +203,39 @@ class Trainer:
 
     def _train_day(self) -> None:
         account = self.coordinator.machine.account
-        read, started = account.read, time.monotonic()
+        read, dropped, started, clock = account.read, account.dropped, time.monotonic(), self.body.clock()
         plan = Plan(self.day, self.config.local_batch, self.next.start, self.next.moments, again=tuple(self.again))
         self._day_started = started
         try:
             with contextlib.closing(day_batches(self.job.log, self.job.days[self.day], plan)) as source:
-                run_day(self.coordinator, self.job.route, self.job.replicas, source, self._watch)
+                self.body.run_day(self.coordinator, source, self._watch)
         finally:
             took = time.monotonic() - started
             self._trained_seconds += took
             self._day_started = None
         self._day_rate = (account.read - read) / took if took else 0.0
+        self._tell_day(account.read - read, account.dropped - dropped, self.body.clock() - clock)
+
+    def _counted(self) -> Telemetry:
+        """What was counted since the last trained day."""
+        counted, ages = self.coordinator.telemetry, self.job.shard.table.ages
+        counted.rows += ages
+        ages[:] = 0
+        return counted
+
+    def _tell_day(self, read: int, dropped: int, seconds: float) -> None:
+        """Write what was counted in a trained day, and count anew."""
+        account, counted = self.coordinator.machine.account, self._counted()
+        virtual = self.body.virtual
+        self._last_day = {
+            **counted.summary(dropped, read),
+            "samples_per_virtual_s": round(read / seconds, 1) if virtual and seconds else None,
+        }
+        told = {"day": self.day, "pace": self.coordinator.machine.pace.name, "samples_read": account.read}
+        self.run.histograms({**told, **self._last_day, **counted.to_json()})
+        self.curves.histograms("day", counted, account.read)
+        self._totals.merge(counted)
+        self.coordinator.telemetry = Telemetry()
 
     # --- while workers run --------------------------------------------------------------------------------------
 
@@ -272,12 +262,16 @@ class Trainer:
             "loss": progress.loss,
             "staleness": progress.staleness,
             "dropped": account.dropped,
+            "virtual_seconds": self.body.clock() if self.body.virtual else None,
         }
         self.watcher.tick(status)
         now = time.monotonic()
         if now - self._drawn > 2.0 and account.updates:
             self._drawn = now
-            self.curves.add("training", {"loss": progress.loss, "staleness": progress.staleness}, account.read)
+            idle = self.coordinator.telemetry.idle_share
+            values = {"loss": progress.loss, "staleness": progress.staleness, "idle_share": idle}
+            values["dropped_share"] = account.dropped / account.read if account.read else 0.0
+            self.curves.add("training", values, account.read)
 
     # --- keeping and ending -------------------------------------------------------------------------------------
 
@@ -307,12 +301,16 @@ class Trainer:
             "trained_seconds": self._trained_seconds
             + (0.0 if self._day_started is None else time.monotonic() - self._day_started),
             "day_rate": self._day_rate,
-            "staleness_max": coordinator.progress.staleness_max,
+            "totals": self._totals.to_json(),
+            "counted": self._counted().to_json(),
+            "last_day": self._last_day,
+            "body": self.body.state(),
             "last_result": self._last_result,
         }
         sound = coordinator.progress.sound
         with self.job.route.whole():  # a worker that holds a lease may be pulling, and so creating rows
-            checkpoint.save(self._checkpoints, self.job.shard, state, self.config.checkpoint.keep, sound)
+            keep = self.config.checkpoint.keep
+            checkpoint.save(self._checkpoints, self.job.shard, state, keep, sound, self.job.statistics)
         self._saved_at = coordinator.machine.account.read
 
     def _stopped(self, error: BaseException) -> BaseException:
@@ -378,7 +376,8 @@ class Trainer:
             "pace": machine.pace.name,
             "seconds": round(self._total_seconds(), 3),
             "ids": len(self.job.shard.table),
-            "staleness_max": self.coordinator.progress.staleness_max,
+            "virtual_seconds": round(self.body.clock(), 6) if self.body.virtual else None,
+            **self._last_day,
         }
 
     def _end(self) -> dict[str, Any]:
@@ -386,6 +385,11 @@ class Trainer:
         self._check_account(0)
         self.day = len(self.job.days) - 1
         rate = account.read / self._trained_seconds if self._trained_seconds else 0.0
+        virtual = self.body.clock() if self.body.virtual else 0.0
+        self._last_day = {
+            **self._totals.summary(account.dropped, account.read),
+            "samples_per_virtual_s": round(account.read / virtual, 1) if virtual else None,
+        }
         line = self._line("end", rate)
         self.run.metrics(line)
         self.run.trace_bytes()

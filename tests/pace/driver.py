@@ -64,7 +64,13 @@ class Driver:
                 for part in parts:
                     stale = version - 1 - part.token
                     cut = pace.limit is not None and stale > pace.limit
-                    assert part.factor == (0.0 if cut else 1.0), "an applied gradient was staler than the limit"
+                    law, workers = pace.weight, len(self.state.steps)
+                    weight = law.factor(version - 1 - part.version, workers) if law else 1.0
+                    assert 0.0 < weight <= 1.0
+                    assert part.factor == (0.0 if cut else weight), "an applied gradient was staler than the limit"
+                    assert part.version == self.granted_at[part.gradient]
+                    assert part.weight == (1.0 if law and law.rows == "row" else weight)
+                    assert command.row_weight == (law if law and law.rows == "row" else None)
                     self._settle(part.gradient, "dropped" if cut else "applied")
                 assert row_limit == pace.limit
             case p.Drop(gradient, staleness):
@@ -87,6 +93,7 @@ class Driver:
         assert account.applied == sum(self.samples[g] for g, how in self.settled.items() if how == "applied")
         assert account.dropped == sum(self.samples[g] for g, how in self.settled.items() if how == "dropped")
         assert self.state.in_flight == sum(n for g, n in self.samples.items() if g not in self.settled)
+        assert self.state.fresh == sum(x.version == self.state.version for x in self.state.leases.values())
         spread = self.state.pace.spread
         if spread is not None and self.state.steps:
             slowest = min(self.state.steps.values())

@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 from paceline import pace as p
 from paceline.errors import PaceError
 
+weights = st.one_of(
+    st.none(),
+    st.builds(
+        p.Weight,
+        st.sampled_from(["power", "log", "relative", "inverse", "none"]),
+        st.floats(1.5, 8.0),
+        st.sampled_from(["gradient", "row"]),
+    ),
+)
 paces = st.one_of(
     st.builds(p.sync, st.integers(1, 9)),
-    st.just(p.asynchronous()),
+    st.builds(p.asynchronous, weights),
     st.builds(p.bounded_staleness, st.integers(0, 4)),
     st.builds(p.backup_workers, st.integers(1, 8), st.integers(0, 4)),
     st.builds(p.bulk_synchronous, st.integers(1, 9)),
@@ -24,14 +33,15 @@ paces = st.one_of(
     ),
     # Points between the published ones are legal too.
     st.builds(
-        lambda buffer, extra, limit, tokens, holds: p.Pace(
-            "custom", buffer, round=None if extra is None else buffer + extra, limit=limit, tokens=tokens, holds=holds
+        lambda buffer, extra, limit, tokens, holds, weight: p.Pace(
+            "custom", buffer, None if extra is None else buffer + extra, None, limit, tokens, holds, weight
         ),
         st.integers(1, 6),
         st.one_of(st.none(), st.integers(0, 4)),
         st.one_of(st.none(), st.integers(0, 4)),
         st.sampled_from(["data", "version"]),
         st.booleans(),
+        weights,
     ),
 )
 

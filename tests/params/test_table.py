@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.kernels.pointers import BLOCK_ROWS
-from paceline.params.sparse import SGD, Adagrad
+from paceline.params.sparse import SGD, Adagrad, Clock
 from paceline.params.table import REDUCE, RowGradient, Table, unique
 
 
@@ -68,7 +68,7 @@ def one_id_table(last_update):
     """A table with id 7 whose last update was at version `last_update`."""
     table = Table(np.zeros(1, np.float32), SGD(1.0), seed=0)
     [row] = table.find_or_insert(np.array([7]))
-    table.apply([RowGradient(np.array([row]), np.zeros((1, 1), np.float32), 1.0, 0)], last_update, None, 0)
+    table.apply([RowGradient(np.array([row]), np.zeros((1, 1), np.float32), 1.0, 0)], Clock(last_update, 0), None, 0)
     return table, np.array([row])
 
 
@@ -92,7 +92,7 @@ def test_the_worked_vector_of_gba(last_update, rule, expected):
         rows = row if gradient is not None else np.empty(0, np.int64)
         values = np.array([[gradient]], np.float32) if gradient is not None else np.empty((0, 1), np.float32)
         parts.append(RowGradient(rows, values, 0.25, token))
-    table.apply(parts, 11, 3, REDUCE[rule])
+    table.apply(parts, Clock(11, 0), 3, REDUCE[rule])
     assert -table.pull(row, np.array([7]))[0, 0] == pytest.approx(expected, rel=1e-6)
 
 
@@ -100,9 +100,9 @@ def test_a_row_without_a_kept_gradient_is_left_alone():
     table = Table(np.zeros(1, np.float32), Adagrad(0.1, initial=0.5), seed=0)
     ids = np.array([7])
     row = table.find_or_insert(ids)
-    table.apply([RowGradient(row, np.ones((1, 1), np.float32), 1.0, 19)], 20, None, 0)
+    table.apply([RowGradient(row, np.ones((1, 1), np.float32), 1.0, 19)], Clock(20, 0), None, 0)
     before = next(iter(table.blocks()))
-    table.apply([RowGradient(row, np.ones((1, 1), np.float32), 1.0, 10)], 21, 3, 0)
+    table.apply([RowGradient(row, np.ones((1, 1), np.float32), 1.0, 10)], Clock(21, 0), 3, 0)
     after = next(iter(table.blocks()))
     for name in ("weights", "slots", "clocks"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
@@ -117,6 +117,6 @@ def test_the_order_of_pushes_does_not_matter_but_their_numbers_do():
         table = Table(np.full(2, 0.1, np.float32), Adagrad(), seed=0)
         rows = table.find_or_insert(np.arange(5))
         parts = [RowGradient(rows, g, 1 / 3, 0) for g in grads]
-        table.apply(parts, 1, None, 0)
+        table.apply(parts, Clock(1, 0), None, 0)
         results.append(table.pull(rows, np.arange(5)))
     np.testing.assert_array_equal(results[0], results[1])

@@ -27,6 +27,11 @@ class Pulled:
     weights: Floats
     inverse: npt.NDArray[np.int32]
 
+    @property
+    def bytes(self) -> int:
+        """What a pull of these rows carries: ids int64 there, weights float32 back."""
+        return int(8 * self.numbers.shape[0] + self.weights.nbytes)
+
 
 class DirectRoute:
     """The route of the local runtime. Gradients wait here, by number, until the pace machine settles them."""
@@ -42,13 +47,15 @@ class DirectRoute:
         with self._lock:
             yield
 
-    def pull(self, ids: Ints, dense: Tensor) -> Pulled:
-        """Rows for a batch's ids (int64 [positions], repeats allowed; new ids are created) and the dense parameters."""
+    def pull(self, ids: Ints, dense: Tensor | None) -> Pulled:
+        """Rows for a batch's ids (int64 [positions], repeats allowed; new ids are created) and, unless `dense` is None,
+        the dense parameters."""
         distinct, inverse = unique(ids)
         with self._lock:
             numbers = self.shard.table.find_or_insert(distinct)
             weights = self.shard.table.pull(numbers, distinct)
-            self.shard.pull_dense(dense)
+            if dense is not None:
+                self.shard.pull_dense(dense)
         return Pulled(numbers, weights, inverse)
 
     def read(self, ids: Ints) -> Pulled:
@@ -65,11 +72,15 @@ class DirectRoute:
         """Keep a gradient until `apply` or `drop` names it."""
         self._waiting[number] = gradient
 
-    def apply(self, command: Apply) -> None:
-        """Carry out an update."""
+    def apply(self, command: Apply) -> float:
+        """Carry out an update. Returns the norm of the gradient that was applied."""
         with self._lock:
-            parts = [Weighted(self._waiting.pop(p.gradient), p.share, p.factor, p.token) for p in command.parts]
-            self.shard.apply(command.version, parts, command.row_limit)
+            parts = [
+                Weighted(self._waiting.pop(p.gradient), p.share, p.factor, p.token, p.weight, p.version)
+                for p in command.parts
+            ]
+            c = command
+            return self.shard.apply(c.version, c.samples, parts, c.row_limit, c.row_weight, c.workers)
 
     def drop(self, number: int) -> None:
         """Forget a gradient."""

@@ -1,4 +1,7 @@
-"""The row optimizers, one row at a time, where the row lives. Each has a numpy twin in `paceline.params.sparse`."""
+"""The row optimizers, one row at a time, where the row lives.
+
+Each has a numpy twin in `paceline.params.sparse` or, for those with decay periods, in `paceline.params.swap`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,12 @@ import numpy as np
 from paceline.kernels.jit import kernel
 from paceline.kernels.pointers import floats_at, ints_at
 
-SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL = 0, 1, 2, 3, 4
+SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL, RMSPROP = 0, 1, 2, 3, 4, 5
+# With decay periods: the last slot of a row is its period counter; hyper[4] is the decay, hyper[5] > 0 means eager.
+ADAGRAD_SWAP, ROWWISE_ADAGRAD_SWAP, ADAM_SWAP, RMSPROP_SWAP, FTRL_SWAP = 6, 7, 8, 9, 10
+
+# Below it a decayed sum of squares would end at 0, which FTRL takes for a row that was never updated.
+SMALLEST = np.float32(np.finfo(np.float32).tiny)
 
 
 @kernel
@@ -43,6 +51,22 @@ def _adam(record, g, lr, eps, beta1, beta2, correct1, correct2):
 
 
 @kernel
+def _rmsprop(record, g, lr, eps, alpha):
+    n = g.shape[0]
+    one = np.float32(1.0)
+    for j in range(n):
+        v = alpha * record[n + j] + (one - alpha) * g[j] * g[j]
+        record[n + j] = v
+        record[j] -= lr * g[j] / (np.sqrt(v) + eps)
+
+
+@kernel
+def _dual(w, n, lr, beta, l1, l2):
+    """The z whose closed form, with the sum of squares n, is the weight w."""
+    return -w * ((beta + np.sqrt(n)) / lr + np.float32(2.0) * l2) - np.sign(w) * l1
+
+
+@kernel
 def _ftrl(record, g, lr, beta, l1, l2):
     n = g.shape[0]
     two = np.float32(2.0)
@@ -50,7 +74,7 @@ def _ftrl(record, g, lr, beta, l1, l2):
         z, square, w = record[n + j], record[2 * n + j], record[j]
         if square == np.float32(0.0):
             # so that the closed form starts from the row's own first value
-            z = -w * (beta / lr + two * l2) - np.sign(w) * l1
+            z = _dual(w, square, lr, beta, l1, l2)
         grown = square + g[j] * g[j]
         z += g[j] - (np.sqrt(grown) - np.sqrt(square)) / lr * w
         record[n + j] = z
@@ -63,32 +87,106 @@ def _ftrl(record, g, lr, beta, l1, l2):
 
 
 @kernel
-def update_rows(kind, records, width, clocks, rows, sums, kept, version, hyper):
+def _owed(record, counter, periods, decay, eager):
+    """By what the row's sums are to be multiplied (1: nothing is owed); moves its period counter on.
+
+    A counter below 0 is that of a row without any update that is to start in the current period.
+    """
+    known = np.int64(record[counter])
+    if known < 0:
+        record[counter] = np.float32(periods)
+        return np.float32(1.0)
+    if periods <= known:
+        return np.float32(1.0)
+    if eager > np.float32(0.0):
+        record[counter] = np.float32(periods)
+        return np.float32(np.float64(decay) ** np.float64(periods - known))
+    record[counter] = np.float32(known + 1)
+    return decay
+
+
+@kernel
+def _decay(kind, record, n, factor, hyper):
+    """Multiply the sums of squares of a row of n weights by `factor`, the way its optimizer asks for."""
+    if kind in (ADAGRAD_SWAP, ROWWISE_ADAGRAD_SWAP):
+        for k in range(n, record.shape[0] - 1):
+            record[k] = max(factor * record[k], hyper[2])
+    elif kind == ADAM_SWAP:
+        for k in range(2 * n, 3 * n + 1):
+            record[k] *= factor
+    elif kind == RMSPROP_SWAP:
+        for k in range(n, 2 * n + 1):
+            record[k] *= factor
+    else:
+        for j in range(n):
+            if record[2 * n + j] > np.float32(0.0):
+                square = max(factor * record[2 * n + j], SMALLEST)
+                record[2 * n + j] = square
+                if record[j] != np.float32(0.0):
+                    record[n + j] = _dual(record[j], square, hyper[0], hyper[1], hyper[2], hyper[3])
+
+
+@kernel
+def _adam_swap(record, g, lr, eps, beta1, correct1):
+    n = g.shape[0]
+    one = np.float32(1.0)
+    record[3 * n] += one
+    count = record[3 * n]
+    for j in range(n):
+        m = beta1 * record[n + j] + (one - beta1) * g[j]
+        record[n + j] = m
+        record[2 * n + j] += g[j] * g[j]
+        record[j] -= lr * (m / correct1) / (np.sqrt(record[2 * n + j] / count) + eps)
+
+
+@kernel
+def _rmsprop_swap(record, g, lr, eps):
+    n = g.shape[0]
+    record[2 * n] += np.float32(1.0)
+    count = record[2 * n]
+    for j in range(n):
+        record[n + j] += g[j] * g[j]
+        record[j] -= lr * g[j] / (np.sqrt(record[n + j] / count) + eps)
+
+
+@kernel
+def update_rows(kind, records, width, clocks, rows, sums, kept, version, periods, hyper):
     """One optimizer step on every row that kept a gradient; its clock becomes `version`.
 
-    sums float32 [m, weights], kept float64 [m]; hyper float32 [6], see `paceline.params.sparse` for each optimizer's
-    order. Returns the number of rows that were updated.
+    sums float32 [m, weights], kept float64 [m]; periods: whole decay periods that have passed, int64; hyper float32
+    [6], see each optimizer's `hyper` for their order. Returns the number of rows that were updated.
     """
     updated = 0
     correct1 = np.float32(1.0)
     correct2 = np.float32(1.0)
-    if kind == ADAM:
+    if kind in (ADAM, ADAM_SWAP):
         correct1 = np.float32(1.0 - np.float64(hyper[2]) ** version)
+    if kind == ADAM:
         correct2 = np.float32(1.0 - np.float64(hyper[3]) ** version)
     for i in range(rows.shape[0]):
         if kept[i] <= 0.0:
             continue
         record = floats_at(records, rows[i], width)
         g = sums[i]
+        if kind >= ADAGRAD_SWAP:
+            factor = _owed(record, width - 1, periods, hyper[4], hyper[5])
+            if factor < np.float32(1.0):
+                _decay(kind, record, g.shape[0], factor, hyper)
         if kind == SGD:
             for j in range(g.shape[0]):
                 record[j] -= hyper[0] * g[j]
-        elif kind == ADAGRAD:
+        elif kind in (ADAGRAD, ADAGRAD_SWAP):
             _adagrad(record, g, hyper[0], hyper[1])
-        elif kind == ROWWISE_ADAGRAD:
+        elif kind in (ROWWISE_ADAGRAD, ROWWISE_ADAGRAD_SWAP):
             _rowwise_adagrad(record, g, hyper[0], hyper[1])
         elif kind == ADAM:
             _adam(record, g, hyper[0], hyper[1], hyper[2], hyper[3], correct1, correct2)
+        elif kind == RMSPROP:
+            _rmsprop(record, g, hyper[0], hyper[1], hyper[2])
+        elif kind == ADAM_SWAP:
+            _adam_swap(record, g, hyper[0], hyper[1], hyper[2], correct1)
+        elif kind == RMSPROP_SWAP:
+            _rmsprop_swap(record, g, hyper[0], hyper[1])
         else:
             _ftrl(record, g, hyper[0], hyper[1], hyper[2], hyper[3])
         clock = ints_at(clocks, rows[i], 2)

@@ -90,21 +90,32 @@ def spread_bag(gradient, inverse, offsets, weights, begin, field, sums):
 
 
 @kernel
-def add_part(clocks, rows, places, gradients, share, token, limit, rule, sums, kept):
+def add_part(clocks, rows, places, gradients, share, token, limit, rule, weight, version, law, ages, sums, kept):
     """Add one gradient's rows to an update's sums, leaving out rows that changed too much since its token.
 
     rows int64 [n]; places int32 [n] into sums float32 [m, weights] and kept float64 [m] (shares that were kept);
-    limit < 0: no limit. Row staleness = max(0, last update - token) (our note on GBA, section 3.3).
+    limit < 0: no limit. Row staleness = max(0, last update - token) (our note on GBA, section 3.3); ages int64 [64]
+    counts it, by its number of binary digits. A gradient is multiplied by `weight` and, if law float32 [l] is not
+    empty, by law[s] (the last one beyond it), s = max(0, last update - version).
     """
-    factor = np.float32(1.0) if rule == SUM else np.float32(share)
+    factor = np.float32(weight) if rule == SUM else np.float32(share * weight)
     for i in range(rows.shape[0]):
-        if limit >= 0 and ints_at(clocks, rows[i], 2)[0] - token > limit:
+        last = ints_at(clocks, rows[i], 2)[0]
+        age = last - token
+        digits = 0
+        while age >> digits > 0:
+            digits += 1
+        ages[digits] += 1
+        if limit >= 0 and age > limit:
             continue
+        scale = factor
+        if law.shape[0] > 0 and last > version:
+            scale = factor * law[min(last - version, law.shape[0] - 1)]
         at = places[i]
         kept[at] += share
         row = sums[at]
         for j in range(row.shape[0]):
-            row[j] += factor * gradients[i, j]
+            row[j] += scale * gradients[i, j]
 
 
 @kernel

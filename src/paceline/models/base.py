@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from paceline.models.normalise import LocalBatchNorm
 from paceline.models.operators import FirstProjection
+
+Normalise = Literal["none", "local_batch", "local_moving"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +27,12 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a model is built for: `fields` names the id fields in order, `dense` is the number of dense inputs."""
+    """What a model is built for: `fields` names the id fields in order, `dense` is the number of dense inputs,
+    `normalise` whether a tower normalises what goes into its non-linearities."""
 
     fields: tuple[str, ...]
     dense: int
+    normalise: Normalise = "none"
 
 
 class Model(nn.Module, ABC):
@@ -45,11 +51,20 @@ class Model(nn.Module, ABC):
         """Logits [B] from rows[part] [B, fields, width] and dense [B, dense inputs]."""
 
 
-def tower(width: int, hidden: Sequence[int]) -> nn.Sequential:
-    """Linear + ReLU layers; ends with the last hidden layer's output."""
+def normaliser(width: int, normalise: Normalise) -> LocalBatchNorm | None:
+    """The layer on [B, width] that `normalise` asks for, if any."""
+    return None if normalise == "none" else LocalBatchNorm(width, normalise == "local_moving")
+
+
+def tower(width: int, hidden: Sequence[int], normalise: Normalise = "none") -> nn.Sequential:
+    """Linear + ReLU layers, normalised between the two if asked: [B, width] -> [B, hidden[-1]]."""
     layers: list[nn.Module] = []
     for out in hidden:
-        layers += [nn.Linear(width, out), nn.ReLU()]
+        layers.append(nn.Linear(width, out))
+        norm = normaliser(out, normalise)
+        if norm is not None:
+            layers.append(norm)
+        layers.append(nn.ReLU())
         width = out
     return nn.Sequential(*layers)
 
@@ -61,12 +76,34 @@ class DeepTerm(nn.Module):
         super().__init__()
         self.first = FirstProjection(len(inputs.fields), dim, hidden[0])
         self.dense = nn.Linear(inputs.dense, hidden[0], bias=False) if inputs.dense else None
-        self.rest = tower(hidden[0], hidden[1:])
+        self.norm = normaliser(hidden[0], inputs.normalise)
+        self.rest = tower(hidden[0], hidden[1:], inputs.normalise)
         self.out = nn.Linear(hidden[-1], 1, bias=False)
 
     def forward(self, rows: Tensor, dense: Tensor) -> Tensor:
         first = self.first(rows)
         if self.dense is not None:
             first = first + self.dense(dense)
+        if self.norm is not None:
+            first = self.norm(first)
         logit: Tensor = self.out(self.rest(torch.relu(first))).squeeze(1)
         return logit
+
+
+class Normalised(Model):
+    """Another model on normalised dense inputs; so a user's model has them, too, without taking part itself.
+
+    Source: local batch normalisation, AAAI 2021 Algorithm 1, our reconstruction.
+    """
+
+    def __init__(self, model: Model, inputs: Inputs) -> None:
+        super().__init__()
+        self.inputs = LocalBatchNorm(inputs.dense, inputs.normalise == "local_moving")
+        self.model = model
+
+    def parts(self) -> tuple[Part, ...]:
+        return self.model.parts()
+
+    def forward(self, rows: Mapping[str, Tensor], dense: Tensor) -> Tensor:
+        logits: Tensor = self.model(rows, self.inputs(dense))
+        return logits

@@ -46,7 +46,7 @@ class DCNv2(Model):
         width = len(inputs.fields) * dim + inputs.dense
         self.fields = FieldSum()
         self.cross = nn.ModuleList(CrossLayer(width, rank) for _ in range(cross_layers))
-        self.deep = tower(width, hidden)
+        self.deep = tower(width, hidden, inputs.normalise)
         self.out = nn.Linear(width + hidden[-1], 1)
         self._parts = (Part("embedding", dim, std),)
 

@@ -27,11 +27,11 @@ class DLRM(Model):
     ) -> None:
         super().__init__()
         self.fields = FieldSum()
-        self.bottom = tower(inputs.dense, [*bottom, dim]) if inputs.dense else None
+        self.bottom = tower(inputs.dense, [*bottom, dim], inputs.normalise) if inputs.dense else None
         vectors = len(inputs.fields) + (1 if inputs.dense else 0)
         pairs = torch.triu_indices(vectors, vectors, offset=1)
         self.register_buffer("pairs", pairs[0] * vectors + pairs[1], persistent=False)
-        self.top = tower(pairs.shape[1] + (dim if inputs.dense else 0), hidden)
+        self.top = tower(pairs.shape[1] + (dim if inputs.dense else 0), hidden, inputs.normalise)
         self.out = nn.Linear(hidden[-1], 1)
         self._parts = (Part("embedding", dim, std),)
 

@@ -33,6 +33,7 @@ from paceline.pace.values import (
     gba,
     sync,
 )
+from paceline.pace.weights import Weight
 
 __all__ = [
     "TRANSITIONS",
@@ -53,6 +54,7 @@ __all__ = [
     "Snapshot",
     "SnapshotRequested",
     "State",
+    "Weight",
     "WorkRequested",
     "WorkerJoined",
     "WorkerLeft",

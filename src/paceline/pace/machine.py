@@ -117,7 +117,8 @@ def _worker_left(state: State, event: WorkerLeft, _: list[Command]) -> None:
     _must_be_here(state, event, event.worker)
     gradient = state.holding.pop(event.worker, None)
     if gradient is not None:
-        del state.leases[gradient]
+        if state.leases.pop(gradient).version == state.version:
+            state.fresh -= 1
         state.put_back(gradient)
         state.account.lost_leases += 1
     del state.steps[event.worker]
@@ -136,6 +137,8 @@ def _gradient_pushed(state: State, event: GradientPushed, commands: list[Command
         raise _refuse(state, event, f"{event.worker!r} does not hold gradient {event.gradient}")
     del state.holding[event.worker]
     lease = state.leases.pop(event.gradient)
+    if lease.version == state.version:
+        state.fresh -= 1
     state.steps[event.worker] += 1
     if _too_stale(state, lease) and not state.pace.holds:
         _drop(state, event.gradient, lease, commands)
@@ -197,21 +200,26 @@ def _apply(state: State, gradients: list[int], commands: list[Command]) -> None:
     """One update out of `gradients` (ascending). Cut gradients keep their place: the divisor counts them."""
     account = state.account
     total = sum(state.samples[g] for g in gradients)
+    workers, law = len(state.steps), state.pace.weight
     parts = []
     for gradient in gradients:
         lease, samples = state.buffer.pop(gradient), state.samples.pop(gradient)
+        weight = 1.0 if law is None else law.factor(state.version - lease.version, workers)
         if _too_stale(state, lease):
             factor = 0.0
             account.dropped += samples
             account.gradients_dropped += 1
         else:
-            factor = 1.0
+            factor = weight
             account.applied += samples
             account.gradients_applied += 1
-        parts.append(Part(gradient, samples / total, factor, lease.token))
+        rows = 1.0 if law is None or law.rows == "row" else weight
+        parts.append(Part(gradient, samples / total, factor, lease.token, rows, lease.version))
     state.version += 1
+    state.fresh = 0
     account.updates += 1
-    commands.append(Apply(state.version, tuple(parts), state.pace.limit))
+    row_weight = law if law is not None and law.rows == "row" else None
+    commands.append(Apply(state.version, tuple(parts), state.pace.limit, account.applied, row_weight, workers))
 
 
 def _finish_data(state: State, commands: list[Command]) -> None:
@@ -230,11 +238,12 @@ def _grant(state: State, commands: list[Command]) -> None:
         return
     room = len(state.ready)
     if state.pace.round is not None:
-        taken = len(state.buffer) + sum(lease.version == state.version for lease in state.leases.values())
-        room = min(room, state.pace.round - taken)
+        room = min(room, state.pace.round - len(state.buffer) - state.fresh)
     furthest = None
     if state.pace.spread is not None:
         furthest = min(state.steps.values()) + state.pace.spread
+    if room <= 0:
+        return
     for worker in list(state.waiting):
         if room <= 0:
             break
@@ -243,6 +252,7 @@ def _grant(state: State, commands: list[Command]) -> None:
         gradient = state.ready.pop(0)
         token = state.next_token()
         state.leases[gradient] = Lease(worker, token, state.version)
+        state.fresh += 1
         state.holding[worker] = gradient
         del state.waiting[worker]
         room -= 1

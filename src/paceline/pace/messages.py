@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paceline.pace.values import Pace
+from paceline.pace.weights import Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +85,18 @@ class Part:
     """One gradient's place in an update.
 
     share: its samples over the samples of all parts (all = divisor M for equal batches).
-    factor: 1.0 applied, 0.0 cut by the staleness rule of the dense parameters.
+    factor: what the dense gradient is multiplied by: 0.0 if the staleness rule cuts it, else its weight.
     token: what the row rule compares a row's last update with.
+    weight: what the rows' gradients are multiplied by (1.0 where the pace weighs nothing, or weighs each row itself).
+    version: of the parameters that it was granted on.
     """
 
     gradient: int
     share: float
     factor: float
     token: int
+    weight: float = 1.0
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +104,17 @@ class Apply:
     """Make version `version` out of `parts`, sorted by gradient, so that sums never depend on who came first.
 
     row_limit: a row of a part is kept if max(0, last_update - token) <= row_limit (None: always).
+    samples: applied so far, this update included: the clock of learning-rate periods.
+    row_weight: the law by which each row is weighed by its own staleness, max(0, last_update - version), or None.
+    workers: live workers, which that law may need.
     """
 
     version: int
     parts: tuple[Part, ...]
     row_limit: int | None
+    samples: int = 0
+    row_weight: Weight | None = None
+    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

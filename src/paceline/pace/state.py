@@ -50,6 +50,7 @@ class State:
     ready: list[int] = field(default_factory=list)  # read, not granted; ascending
     leases: dict[int, Lease] = field(default_factory=dict)
     buffer: dict[int, Lease] = field(default_factory=dict)
+    fresh: int = 0  # leases on the current version
     steps: dict[str, int] = field(default_factory=dict)  # live workers: steps finished since they joined or the switch
     holding: dict[str, int] = field(default_factory=dict)  # worker -> the gradient it computes
     waiting: dict[str, None] = field(default_factory=dict)  # ordered: first come, first served
@@ -99,7 +100,7 @@ def to_json(state: State) -> dict[str, Any]:
 
 def from_json(value: dict[str, Any], pace: Pace | None = None) -> State:
     """A machine that goes on from a checkpoint, under its own pace or another; no worker has joined it yet."""
-    state = State(pace or Pace(**value["pace"]), version=value["version"], next_batch=value["next_batch"])
+    state = State(pace or Pace.from_json(value["pace"]), version=value["version"], next_batch=value["next_batch"])
     state.account = Account(**value["account"])
     state.restart_tokens()
     return state

@@ -8,7 +8,7 @@ A trace starts with `= {state}` (a new machine, or one restored from a checkpoin
     > asked worker-0
     < grant worker-0 0 token 0
     > pushed worker-0 0
-    < apply 1 limit 0 | 0 share 1.0 factor 1.0 token 0
+    < apply 1 limit 0 samples 256 | 0 share 1.0 factor 1.0 token 0
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from paceline.pace.messages import (
     GradientPushed,
     Grant,
     PaceSwitched,
+    Part,
     Snapshot,
     SnapshotRequested,
     WorkerJoined,
@@ -70,15 +71,24 @@ def command_line(command: Command) -> str:
     match command:
         case Grant(worker, gradient, token):
             return f"< grant {worker} {gradient} token {token}"
-        case Apply(version, parts, row_limit):
-            told = "; ".join(f"{p.gradient} share {p.share!r} factor {p.factor!r} token {p.token}" for p in parts)
-            return f"< apply {version} limit {'none' if row_limit is None else row_limit} | {told}"
+        case Apply(version, parts, row_limit, samples, row_weight, workers):
+            told = "; ".join(map(_part, parts))
+            limit = "none" if row_limit is None else row_limit
+            rows = f" rows by {row_weight.law} {row_weight.k!r} of {workers}" if row_weight else ""
+            return f"< apply {version} limit {limit} samples {samples}{rows} | {told}"
         case Drop(gradient, staleness):
             return f"< drop {gradient} staleness {staleness}"
         case Snapshot(version, pending):
             return f"< snapshot {version} pending {','.join(map(str, pending)) or 'none'}"
         case Drained(version):
             return f"< drained {version}"
+
+
+def _part(part: Part) -> str:
+    weight = f" weight {part.weight!r}" if part.weight != 1.0 else ""
+    return (
+        f"{part.gradient} share {part.share!r} factor {part.factor!r} token {part.token} version {part.version}{weight}"
+    )
 
 
 def read_event(line: str) -> Event:
@@ -97,7 +107,7 @@ def read_event(line: str) -> Event:
         case "left":
             return WorkerLeft(rest)
         case "switched":
-            return PaceSwitched(Pace(**json.loads(rest)))
+            return PaceSwitched(Pace.from_json(json.loads(rest)))
         case "ended":
             return DataEnded()
         case "snapshot":

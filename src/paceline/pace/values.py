@@ -7,9 +7,10 @@
     limit     beyond which staleness is a gradient left out?
     tokens    is staleness counted from the data order or from the version that was pulled?
     holds     does a gradient that is too stale still occupy its place in the buffer?
+    weight    what does staleness take off a gradient that is applied?
 
 Source: GBA (Su et al., NeurIPS 2022), sections 3.3 and 3.6 of our note; SyncReplicas (Chen et al., 2016) for backup
-workers; the "ours" decisions are argued in docs/pace.md.
+workers; staleness weights: Liu and Zhao, AAAI 2021; the "ours" decisions are argued in docs/pace.md.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from paceline.errors import PaceError
+from paceline.pace.weights import Weight
 
 Tokens = Literal["data", "version"]
 
@@ -33,6 +35,8 @@ class Pace:
     limit: the largest staleness (in updates) that is applied, or None.
     tokens: "data": the update in which sync would have consumed the batch; "version": the version that was granted.
     holds: True: a gradient left out still counts towards the buffer (GBA); False: it is dropped as it arrives.
+    weight: what a gradient is multiplied by for its age, or None. Counts updates from the version that was granted,
+        whatever the tokens count from.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Pace:
     limit: int | None = None
     tokens: Tokens = "version"
     holds: bool = False
+    weight: Weight | None = None
 
     def __post_init__(self) -> None:
         def refuse(field: str, value: object, need: str) -> None:
@@ -64,8 +69,14 @@ class Pace:
         return self.round is not None and self.round == self.buffer
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values; `Pace(**value)` is the way back."""
+        """The fields as plain JSON values; `Pace.from_json` is the way back."""
         return asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Pace:
+        """The pace that `to_json` told of."""
+        weight = value.get("weight")
+        return Pace(**{**value, "weight": None if weight is None else Weight(**weight)})
 
 
 def sync(gradients: int) -> Pace:
@@ -73,14 +84,14 @@ def sync(gradients: int) -> Pace:
     return Pace("sync", buffer=gradients, round=gradients, limit=0)
 
 
-def asynchronous() -> Pace:
+def asynchronous(weight: Weight | None = None) -> Pace:
     """Every gradient is an update of its own, however stale (the effective batch is the local batch)."""
-    return Pace("async", buffer=1)
+    return Pace("async", buffer=1, weight=weight)
 
 
-def bounded_staleness(bound: int) -> Pace:
+def bounded_staleness(bound: int, weight: Weight | None = None) -> Pace:
     """Asynchronous, but nobody starts a step more than `bound` steps ahead of the slowest (Hop-BS)."""
-    return Pace("bounded_staleness", buffer=1, spread=bound)
+    return Pace("bounded_staleness", buffer=1, spread=bound, weight=weight)
 
 
 def backup_workers(gradients: int, backup: int) -> Pace:
@@ -88,11 +99,11 @@ def backup_workers(gradients: int, backup: int) -> Pace:
     return Pace("backup_workers", buffer=gradients, round=gradients + backup, limit=0)
 
 
-def bulk_synchronous(gradients: int) -> Pace:
+def bulk_synchronous(gradients: int, weight: Weight | None = None) -> Pace:
     """A fixed number of gradients is aggregated, whoever sends them and however stale (the paper's BSP)."""
-    return Pace("bulk_synchronous", buffer=gradients)
+    return Pace("bulk_synchronous", buffer=gradients, weight=weight)
 
 
-def gba(gradients: int, max_staleness: int | None = 3, tokens: Tokens = "data") -> Pace:
+def gba(gradients: int, max_staleness: int | None = 3, tokens: Tokens = "data", weight: Weight | None = None) -> Pace:
     """Global batch aggregation: `gradients` per update, those staler than `max_staleness` updates are cut."""
-    return Pace("gba", buffer=gradients, limit=max_staleness, tokens=tokens, holds=True)
+    return Pace("gba", buffer=gradients, limit=max_staleness, tokens=tokens, holds=True, weight=weight)

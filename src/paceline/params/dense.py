@@ -1,4 +1,4 @@
-"""The dense parameters: one flat vector behind the module, and torch's own optimizer."""
+"""The dense parameters: one flat vector behind the module, and an optimizer of torch, or a row optimizer as one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from paceline.errors import ConfigError
 from paceline.naming import look_up
+from paceline.params.dense_rows import FOR_DENSE, RowsOptimizer
+from paceline.params.row_optimizers import row_optimizer
+from paceline.params.sparse import Clock, SparseOptimizer
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name.lower(): cls
@@ -31,13 +34,17 @@ def flatten(module: nn.Module) -> Tensor:
 
 
 def make_optimizer(name: str, options: dict[str, Any], module: nn.Module) -> torch.optim.Optimizer:
-    """Any optimizer of torch.optim by its lower-case name, or 'package.module:Class'.
+    """Any optimizer of torch.optim by its lower-case name, one of `FOR_DENSE`, or 'package.module:Class', which is an
+    optimizer of torch or a row optimizer.
 
-    Raises ConfigError naming `optimizer.dense`.
+    Raises ConfigError naming `optimizer.dense`, and the option if it is a row optimizer's.
     """
-    chosen = look_up("optimizer.dense.name", "optimizer of torch", name, OPTIMIZERS)
+    chosen = look_up("optimizer.dense.name", "dense optimizer", name, {**OPTIMIZERS, **FOR_DENSE})
+    is_rows = isinstance(chosen, type) and issubclass(chosen, SparseOptimizer)
+    rows = row_optimizer("optimizer.dense", name, chosen, options) if is_rows else None
+    parameters = list(module.parameters())
     try:
-        made: torch.optim.Optimizer = chosen(list(module.parameters()), **options)
+        made: torch.optim.Optimizer = chosen(parameters, **options) if rows is None else RowsOptimizer(parameters, rows)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer.dense: {name} cannot take {options}: {error}") from error
     return made
@@ -50,13 +57,17 @@ class DenseBlock:
         self.module = module
         self.optimizer = optimizer
         self.flat = flatten(module)
+        self._parameters = list(module.parameters())  # once: to walk the module's tree costs more than the views
+        self._sizes = [p.numel() for p in self._parameters]
 
-    def apply(self, gradient: Tensor) -> None:
-        """One optimizer step with the flat gradient, float32 [parameters]."""
-        start = 0
-        for p in self.module.parameters():
-            p.grad = gradient[start : start + p.numel()].view_as(p)
-            start += p.numel()
+    def apply(self, gradient: Tensor, clock: Clock) -> None:
+        """One optimizer step with the flat gradient, float32 [parameters]. torch's own optimizers count steps
+        themselves; the clock is for row optimizers."""
+        # New views cost no more than copying the gradient behind lasting ones, and not the more the larger the model.
+        for p, part in zip(self._parameters, torch.split(gradient, self._sizes), strict=True):
+            p.grad = part.view_as(p)
+        if isinstance(self.optimizer, RowsOptimizer):
+            self.optimizer.clock = clock
         self.optimizer.step()
 
     def weights(self) -> dict[str, Tensor]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from paceline.pace import Weight
 from paceline.params.dense import DenseBlock
-from paceline.params.sparse import Floats
-from paceline.params.table import REDUCE, Ints, RowGradient, Table
+from paceline.params.sparse import Clock, Floats
+from paceline.params.table import NO_LAW, REDUCE, Ints, RowGradient, Table
+
+LAW_LENGTH = 1 << 16  # staleness up to which a row's weight is told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,16 @@ class Gradient:
     rows: Ints
     row_gradients: Floats
 
+    @property
+    def bytes(self) -> int:
+        """What a push carries: dense float32, ids int64 and their gradients float32."""
+        return int(4 * self.dense.numel() + 8 * self.rows.shape[0] + self.row_gradients.nbytes)
+
+    def norm(self) -> float:
+        """Over dense parameters and rows together; inf if it is not finite in float32."""
+        squares = float(self.dense.dot(self.dense)) + float(np.vdot(self.row_gradients, self.row_gradients))
+        return math.sqrt(squares) if math.isfinite(squares) else math.inf
+
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
@@ -32,6 +47,8 @@ class Weighted:
     share: float
     factor: float
     token: int
+    weight: float = 1.0
+    version: int = 0
 
 
 class Shard:
@@ -42,12 +59,24 @@ class Shard:
         self.dense = dense
         self.version = 0
         self._rule = REDUCE[row_rule]
+        self._law, self._law_of = NO_LAW, (Weight(), -1)
 
-    def apply(self, version: int, parts: list[Weighted], row_limit: int | None) -> None:
+    def apply(
+        self,
+        version: int,
+        samples: int,
+        parts: list[Weighted],
+        row_limit: int | None,
+        row_weight: Weight | None = None,
+        workers: int = 0,
+    ) -> float:
         """Make version `version`: sum the parts in their order, then one optimizer step on dense and touched rows.
 
         If every part is cut, the dense optimizer is not called: no slot decay, no momentum step (gba.md, section 4).
+        samples: applied so far, this update included; row_weight, workers: see `paceline.pace.Apply`. Returns the norm
+        of the gradient that was applied, dense parameters and rows together.
         """
+        clock = Clock(version, samples)
         total: Tensor | None = None
         for part in parts:
             scale = part.share * part.factor
@@ -58,11 +87,26 @@ class Shard:
             else:
                 total.add_(part.gradient.dense * scale)
         if total is not None and total.numel():
-            self.dense.apply(total)
-        rows = [RowGradient(p.gradient.rows, p.gradient.row_gradients, p.share, p.token) for p in parts]
+            self.dense.apply(total, clock)
+        rows = [
+            RowGradient(p.gradient.rows, p.gradient.row_gradients, p.share, p.token, p.weight, p.version) for p in parts
+        ]
+        squares = 0.0 if total is None else float(total.dot(total))
         if rows:
-            self.table.apply(rows, version, row_limit, self._rule)
+            self.table.apply(rows, clock, row_limit, self._rule, self._row_law(row_weight, workers))
+            squares += self.table.squares
         self.version = version
+        return math.sqrt(squares) if math.isfinite(squares) else math.inf
+
+    def _row_law(self, weight: Weight | None, workers: int) -> Floats:
+        """The law as a table over a row's staleness, made anew only when it changes."""
+        if weight is None:
+            return NO_LAW
+        workers = workers if weight.law == "relative" else 0
+        if self._law_of != (weight, workers):
+            self._law_of = (weight, workers)
+            self._law = np.array([weight.factor(s, workers) for s in range(LAW_LENGTH)], np.float32)
+        return self._law
 
     @torch.no_grad()
     def pull_dense(self, into: Tensor) -> None:

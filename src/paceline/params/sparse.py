@@ -18,8 +18,20 @@ from paceline.kernels import optimizers as kernels
 Floats = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """When an update takes place, counted from the start of the run.
+
+    updates: the number of this update, >= 1; one update is one global batch in every pace that promises it.
+    samples: samples applied in all updates, this one included: what periods are counted in, whatever the pace.
+    """
+
+    updates: int
+    samples: int
+
+
 class SparseOptimizer(ABC):
-    """How rows change. One update is one global batch in every pace that promises it, so `step` counts those.
+    """How rows change.
 
     kind: the number of the built-in kernel, or -1: `update` is called.
     """
@@ -31,8 +43,8 @@ class SparseOptimizer(ABC):
         """Slot numbers (float32) beside the `width` weights of a row."""
 
     @abstractmethod
-    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
-        """Change weights [n, width] and slots [n, slots] in place, given grads [n, width]; step >= 1."""
+    def update(self, weights: Floats, slots: Floats, grads: Floats, clock: Clock) -> None:
+        """Change weights [n, width] and slots [n, slots] in place, given grads [n, width]; all float32."""
 
     def slot_start(self, width: int) -> Floats:
         """What the slots of a new row hold, float32 [slots]."""
@@ -42,8 +54,12 @@ class SparseOptimizer(ABC):
         """The built-in kernel's numbers, float32 [6]."""
         return np.zeros(6, np.float32)
 
+    def periods(self, clock: Clock) -> int:
+        """Whole decay periods that have passed, for the built-in kernel; 0 for optimizers that know no periods."""
+        return 0
 
-def _six(*values: float) -> Floats:
+
+def six(*values: float) -> Floats:
     return np.array([*values, *([0.0] * (6 - len(values)))], np.float32)
 
 
@@ -57,11 +73,11 @@ class SGD(SparseOptimizer):
     def slots(self, width: int) -> int:
         return 0
 
-    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
+    def update(self, weights: Floats, slots: Floats, grads: Floats, clock: Clock) -> None:
         weights -= np.float32(self.lr) * grads
 
     def hyper(self) -> Floats:
-        return _six(self.lr)
+        return six(self.lr)
 
 
 @dataclass(frozen=True)
@@ -79,12 +95,12 @@ class Adagrad(SparseOptimizer):
     def slot_start(self, width: int) -> Floats:
         return np.full(width, self.initial, np.float32)
 
-    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
+    def update(self, weights: Floats, slots: Floats, grads: Floats, clock: Clock) -> None:
         slots += grads * grads
         weights -= np.float32(self.lr) * grads / (np.sqrt(slots) + np.float32(self.eps))
 
     def hyper(self) -> Floats:
-        return _six(self.lr, self.eps)
+        return six(self.lr, self.eps)
 
 
 @dataclass(frozen=True)
@@ -102,12 +118,12 @@ class RowwiseAdagrad(SparseOptimizer):
     def slot_start(self, width: int) -> Floats:
         return np.full(1, self.initial, np.float32)
 
-    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
+    def update(self, weights: Floats, slots: Floats, grads: Floats, clock: Clock) -> None:
         slots += np.mean(grads * grads, axis=1, keepdims=True)
         weights -= np.float32(self.lr) / (np.sqrt(slots) + np.float32(self.eps)) * grads
 
     def hyper(self) -> Floats:
-        return _six(self.lr, self.eps)
+        return six(self.lr, self.eps)
 
 
 @dataclass(frozen=True)
@@ -123,18 +139,42 @@ class Adam(SparseOptimizer):
     def slots(self, width: int) -> int:
         return 2 * width
 
-    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
+    def update(self, weights: Floats, slots: Floats, grads: Floats, clock: Clock) -> None:
         width = weights.shape[1]
         b1, b2, one = np.float32(self.beta1), np.float32(self.beta2), np.float32(1)
         m, v = slots[:, :width], slots[:, width:]
         m[:] = b1 * m + (one - b1) * grads
         v[:] = b2 * v + (one - b2) * grads * grads
-        correct1 = np.float32(1.0 - float(b1) ** step)
-        correct2 = np.float32(1.0 - float(b2) ** step)
+        correct1 = np.float32(1.0 - float(b1) ** clock.updates)
+        correct2 = np.float32(1.0 - float(b2) ** clock.updates)
         weights -= np.float32(self.lr) * (m / correct1) / (np.sqrt(v / correct2) + np.float32(self.eps))
 
     def hyper(self) -> Floats:
-        return _six(self.lr, self.eps, self.beta1, self.beta2)
+        return six(self.lr, self.eps, self.beta1, self.beta2)
+
+
+@dataclass(frozen=True)
+class RMSProp(SparseOptimizer):
+    """v = alpha v + (1 - alpha) g^2; w -= lr g / (sqrt(v) + eps), element by element (Tieleman and Hinton, 2012).
+
+    Only rows that have a gradient decay. Names and defaults are torch's.
+    """
+
+    lr: float = 0.01
+    alpha: float = 0.99
+    eps: float = 1e-8
+    kind: ClassVar[int] = kernels.RMSPROP
+
+    def slots(self, width: int) -> int:
+        return width
+
+    def update(self, weights: Floats, slots: Floats, grads: Floats, clock: Clock) -> None:
+        alpha, one = np.float32(self.alpha), np.float32(1)
+        slots[:] = alpha * slots + (one - alpha) * grads * grads
+        weights -= np.float32(self.lr) * grads / (np.sqrt(slots) + np.float32(self.eps))
+
+    def hyper(self) -> Floats:
+        return six(self.lr, self.eps, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -154,13 +194,19 @@ class FTRL(SparseOptimizer):
     def slots(self, width: int) -> int:
         return 2 * width
 
-    def update(self, weights: Floats, slots: Floats, grads: Floats, step: int) -> None:
+    def dual(self, weights: Floats, n: Floats | np.float32) -> Floats:
+        """The z whose closed form, with sums of squares n (like weights, or one number), is `weights` [n, width]."""
+        lr, beta, two = np.float32(self.lr), np.float32(self.beta), np.float32(2)
+        strength = (beta + np.sqrt(n)) / lr + two * np.float32(self.l2)
+        dual: Floats = -weights * strength - np.sign(weights) * np.float32(self.l1)
+        return dual
+
+    def update(self, weights: Floats, slots: Floats, grads: Floats, clock: Clock) -> None:
         width = weights.shape[1]
         lr, beta, two = np.float32(self.lr), np.float32(self.beta), np.float32(2)
         l1, l2 = np.float32(self.l1), np.float32(self.l2)
         z, n = slots[:, :width], slots[:, width:]
-        start = -weights * (beta / lr + two * l2) - np.sign(weights) * l1
-        z[:] = np.where(n == 0, start, z)
+        z[:] = np.where(n == 0, self.dual(weights, np.float32(0)), z)
         grown = n + grads * grads
         z += grads - (np.sqrt(grown) - np.sqrt(n)) / lr * weights
         n[:] = grown
@@ -168,13 +214,4 @@ class FTRL(SparseOptimizer):
         weights[:] = np.where(size <= 0, np.float32(0), -np.sign(z) * size / ((beta + np.sqrt(grown)) / lr + two * l2))
 
     def hyper(self) -> Floats:
-        return _six(self.lr, self.beta, self.l1, self.l2)
-
-
-BUILT_IN: dict[str, type[SparseOptimizer]] = {
-    "sgd": SGD,
-    "adagrad": Adagrad,
-    "rowwise_adagrad": RowwiseAdagrad,
-    "adam": Adam,
-    "ftrl": FTRL,
-}
+        return six(self.lr, self.beta, self.l1, self.l2)

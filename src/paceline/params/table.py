@@ -11,23 +11,27 @@ import numpy.typing as npt
 from paceline.kernels import index, optimizers, rows
 from paceline.kernels.pointers import BLOCK_ROWS
 from paceline.params.blocks import Blocks
-from paceline.params.sparse import Floats, SparseOptimizer
+from paceline.params.sparse import Clock, Floats, SparseOptimizer
 
 Ints = npt.NDArray[np.int64]
 
 REDUCE = {"global_mean": rows.GLOBAL_MEAN, "per_id_mean": rows.PER_ID_MEAN, "sum": rows.SUM}
+NO_LAW: Floats = np.zeros(0, np.float32)
 _FULL = 0.6  # of the index's places
 _MOVED_PER_CALL = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
 class RowGradient:
-    """One gradient's rows: rows int64 [n] (distinct), gradients float32 [n, weights]; share and token as in `Part`."""
+    """One gradient's rows: rows int64 [n] (distinct), gradients float32 [n, weights]; the others as in
+    `paceline.pace.Part`."""
 
     rows: Ints
     gradients: Floats
     share: float
     token: int
+    weight: float = 1.0
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class Table:
         self._old: Ints = np.zeros((0, 2), np.int64)
         self._moved = 0
         self._size = 0
+        self.ages: Ints = np.zeros(64, np.int64)  # row staleness of all gradients, by its number of binary digits
+        self.squares = 0.0  # squared norm of the last update's row gradients
 
     def __len__(self) -> int:
         return self._size
@@ -97,8 +103,12 @@ class Table:
         rows.pull(self._records.addresses, width, row_numbers, ids, self.seed, self.bounds, out)
         return out
 
-    def apply(self, parts: list[RowGradient], version: int, row_limit: int | None, reduce: int) -> int:
-        """One update out of the parts' rows (see `rows.add_part` for the rule). Returns the rows updated."""
+    def apply(
+        self, parts: list[RowGradient], clock: Clock, row_limit: int | None, reduce: int, law: Floats = NO_LAW
+    ) -> int:
+        """One update out of the parts' rows (see `rows.add_part` for the rule); `clock.updates` becomes the rows' last
+        update. law: float32, what a row's gradient is multiplied by for each update that its row had since the part's
+        version (the last one beyond the end), or empty. Returns the number of rows updated."""
         if len(parts) == 1:
             distinct = parts[0].rows
             places = np.arange(distinct.shape[0], dtype=np.int32)
@@ -118,12 +128,17 @@ class Table:
                 part.token,
                 -1 if row_limit is None else row_limit,
                 reduce,
+                part.weight,
+                part.version,
+                law,
+                self.ages,
                 sums,
                 kept,
             )
             start = stop
         rows.finish_sums(reduce, sums, kept)
-        return self._update(distinct, sums, kept, version)
+        self.squares = float(np.vdot(sums, sums))
+        return self._update(distinct, sums, kept, clock)
 
     def blocks(self) -> Iterator[RowBlock]:
         """Every row, block by block, in order of row number; copies of one block at a time."""
@@ -145,18 +160,21 @@ class Table:
         width = self._records.width
         optimizers.write_records(self._records.addresses, width, self._clocks.addresses, numbers, values, clocks)
 
-    def _update(self, distinct: Ints, sums: Floats, kept: npt.NDArray[np.float64], version: int) -> int:
+    def _update(self, distinct: Ints, sums: Floats, kept: npt.NDArray[np.float64], clock: Clock) -> int:
         records, clocks, width = self._records.addresses, self._clocks.addresses, self._records.width
         if self.optimizer.kind >= 0:
-            kind, hyper = self.optimizer.kind, self._hyper
-            return int(optimizers.update_rows(kind, records, width, clocks, distinct, sums, kept, version, hyper))
+            kind, periods, hyper = self.optimizer.kind, self.optimizer.periods(clock), self._hyper
+            version = clock.updates
+            return int(
+                optimizers.update_rows(kind, records, width, clocks, distinct, sums, kept, version, periods, hyper)
+            )
         chosen = kept > 0
         numbers, grads = distinct[chosen], sums[chosen]
         values = np.empty((numbers.shape[0], width), np.float32)
         times = np.empty((numbers.shape[0], 2), np.int64)
         optimizers.read_records(records, width, clocks, numbers, values, times)
-        self.optimizer.update(values[:, : self.weights], values[:, self.weights :], grads, version)
-        times[:, 0] = version
+        self.optimizer.update(values[:, : self.weights], values[:, self.weights :], grads, clock)
+        times[:, 0] = clock.updates
         times[:, 1] += 1
         self._write(numbers, values, times)
         return int(numbers.shape[0])

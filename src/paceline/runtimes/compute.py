@@ -14,6 +14,7 @@ from paceline.errors import UserError
 from paceline.exchange.direct import Pulled
 from paceline.kernels import rows as kernels
 from paceline.models.base import Model, Part
+from paceline.models.normalise import flatten_statistics
 from paceline.params.dense import flatten
 from paceline.params.shard import Gradient
 
@@ -68,13 +69,15 @@ def row_sums(layout: Layout, batch: Batch, pulled: Pulled, gradients: list[Tenso
 
 
 class Replica:
-    """A worker's own copy of the model. `flat` is its dense parameters; a pull copies the shard's into it."""
+    """A worker's own copy of the model. `flat` is its dense parameters; a pull copies the shard's into it.
+    `statistics`: of its local batch normalisation, which change as it computes gradients."""
 
     def __init__(self, model: Model, layout: Layout, precision: Precision) -> None:
         self.model = model
         self.layout = layout
         self.precision = precision
         self.flat = flatten(model)
+        self.statistics = flatten_statistics(model)
         self._parameters = list(model.parameters())
 
     def logits(self, batch: Batch, rows: dict[str, Tensor]) -> Tensor:

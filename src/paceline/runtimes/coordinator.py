@@ -7,18 +7,21 @@ is granted a batch of version k sees parameters of version k or later, and a sna
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from paceline import pace as p
 from paceline.batch import Batch, Span
+from paceline.telemetry import Telemetry
 
 
 class Settler(Protocol):
     """Carries out what the machine says of gradients (a route)."""
 
-    def apply(self, command: p.Apply) -> None: ...
+    def apply(self, command: p.Apply) -> float:
+        """Returns the norm of the gradient that was applied."""
 
     def drop(self, number: int) -> None: ...
 
@@ -43,13 +46,16 @@ class Progress:
 
     loss: float = float("nan")
     staleness: float = 0.0
-    staleness_max: int = 0
     rows_skipped: int = 0
     sound: int = -1  # the newest version that a finite loss was computed on
 
 
 class Coordinator:
-    """Shared by all workers of a process. Every public method may be called from any thread."""
+    """Shared by all workers of a process. Every public method may be called from any thread.
+
+    Threads call `lease` and `push`; who runs many workers in one thread calls `request`, `read_ahead` and `grants`.
+    clock: seconds, wall-clock or virtual, by which idle time is told.
+    """
 
     def __init__(
         self,
@@ -58,15 +64,20 @@ class Coordinator:
         trace: Callable[[str], None],
         on_read: Callable[[Batch], None] = lambda _: None,
         on_update: Callable[[Coordinator], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.machine = machine
         self.progress = Progress()
+        self.telemetry = Telemetry()
         self.next_span: Span | None = None
         self.failure: BaseException | None = None
         self.settling = False  # an update is being carried out: the parameters are not whole
         self._settler = settler
         self._trace = trace
         self._on_read, self._on_update = on_read, on_update
+        self._clock = clock
+        self._joined: dict[str, float] = {}
+        self._asked: dict[str, float] = {}
         self._changed = threading.Condition(threading.RLock())
         self._batches: dict[int, Batch] = {}
         self._granted: dict[str, Lease] = {}
@@ -80,11 +91,40 @@ class Coordinator:
 
     def join(self, worker: str) -> None:
         with self._changed:
+            self._joined[worker] = self._clock()
             self._step(p.WorkerJoined(worker))
 
     def leave(self, worker: str) -> None:
         with self._changed:
+            self._stop_waiting(worker)
+            present = self.telemetry.present
+            present[worker] = present.get(worker, 0.0) + self._clock() - self._joined.pop(worker)
+            self._granted.pop(worker, None)
             self._step(p.WorkerLeft(worker))
+
+    def request(self, worker: str) -> None:
+        """`worker` is free. Its lease is among `grants` at once or after some later call."""
+        with self._changed:
+            self._asked[worker] = self._clock()
+            self._step(p.WorkRequested(worker))
+
+    def read_ahead(self) -> None:
+        """Read batches until nobody waits for one; at the end of the data, drain."""
+        with self._changed:
+            while self._source is not None and self.machine.waiting and not self.machine.ready:
+                self._read(self._source)
+
+    def grants(self) -> list[tuple[str, Lease]]:
+        """The leases granted since the last call. Pull for them before anything else changes the parameters."""
+        with self._changed:
+            granted = list(self._granted.items())
+            self._granted.clear()
+            return granted
+
+    @property
+    def done(self) -> bool:
+        """All data is read and settled."""
+        return self._source is None and self.machine.drained
 
     def lease(self, worker: str) -> Lease | None:
         """The next batch for `worker`, waiting as long as the pace says; None when the data is drained.
@@ -92,26 +132,30 @@ class Coordinator:
         Raises Stopped if the run has failed meanwhile, and whatever error reading the data raised.
         """
         with self._changed:
-            self._step(p.WorkRequested(worker))
+            self.request(worker)
             while True:
                 if self.failure is not None:
                     raise Stopped
                 if worker in self._granted:
                     return self._granted.pop(worker)
-                if self._source is None and self.machine.drained:
+                if self.done:
                     return None
                 if self._source is not None and not self.machine.ready and not self._reading:
+                    started = self._clock()
                     self._read(self._source)
+                    if worker in self._asked:  # reading is work
+                        self._asked[worker] += self._clock() - started
                 else:
                     self._changed.wait()
 
-    def push(self, worker: str, lease: Lease, loss: float) -> None:
-        """A gradient that the settler holds already: let the machine decide on it."""
+    def push(self, worker: str, lease: Lease, loss: float, norm: float) -> None:
+        """A gradient (of norm `norm`) that the settler holds already: let the machine decide on it."""
         with self._changed:
             if self.failure is not None:
                 raise Stopped
             progress = self.progress
             progress.sound = max(progress.sound, lease.version)
+            self.telemetry.gradients.add(norm)
             progress.loss = loss if progress.loss != progress.loss else 0.98 * progress.loss + 0.02 * loss
             self._step(p.GradientPushed(worker, lease.gradient))
 
@@ -167,18 +211,20 @@ class Coordinator:
         for command in commands:
             self._trace(p.command_line(command))
             match command:
-                case p.Apply(version, parts, _):
+                case p.Apply(version, parts):
                     self.settling = True
-                    self._settler.apply(command)
+                    self.telemetry.updates.add(self._settler.apply(command))
                     self.settling = False
                     updated = True
                     for part in parts:
                         del self._batches[part.gradient]
                     self._note_staleness([version - 1 - part.token for part in parts])
-                case p.Drop(gradient, _):
+                case p.Drop(gradient, staleness):
                     self._settler.drop(gradient)
                     del self._batches[gradient]
+                    self._note_staleness([staleness])
                 case p.Grant(worker, gradient, token):
+                    self._stop_waiting(worker)
                     self._granted[worker] = Lease(gradient, token, self.machine.version, self._batches[gradient])
                 case _:
                     pass
@@ -189,7 +235,12 @@ class Coordinator:
         return commands
 
     def _note_staleness(self, staleness: list[int]) -> None:
-        progress = self.progress
-        mean = sum(staleness) / len(staleness)
-        progress.staleness = 0.9 * progress.staleness + 0.1 * mean
-        progress.staleness_max = max(progress.staleness_max, *staleness)
+        for s in staleness:
+            self.telemetry.settled(s)
+        self.progress.staleness = 0.9 * self.progress.staleness + 0.1 * sum(staleness) / len(staleness)
+
+    def _stop_waiting(self, worker: str) -> None:
+        asked = self._asked.pop(worker, None)
+        if asked is not None:
+            idle = self.telemetry.idle
+            idle[worker] = idle.get(worker, 0.0) + self._clock() - asked

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from paceline.exchange.direct import Pulled
 from paceline.params.shard import Gradient
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.coordinator import Coordinator, Lease, Stopped
+from paceline.runtimes.statistics import Statistics
 
 
 class Office(Protocol):
@@ -24,13 +25,13 @@ class Office(Protocol):
 
     def lease(self, worker: str) -> Lease | None: ...
 
-    def push(self, worker: str, lease: Lease, loss: float) -> None: ...
+    def push(self, worker: str, lease: Lease, loss: float, norm: float) -> None: ...
 
 
 class Route(Protocol):
     """How a worker reaches the parameters."""
 
-    def pull(self, ids: Ints, dense: Tensor) -> Pulled: ...
+    def pull(self, ids: Ints, dense: Tensor | None) -> Pulled: ...
 
     def push(self, number: int, gradient: Gradient) -> None: ...
 
@@ -45,15 +46,19 @@ def settle_thread() -> None:
 def work(name: str, office: Office, route: Route, replica: Replica) -> None:
     """A worker's whole life: lease, pull, compute, push, until the data is drained."""
     while (lease := office.lease(name)) is not None:
-        batch = lease.batch
-        pulled = route.pull(batch.flat_ids(), replica.flat)
-        loss, gradient = replica.gradient(batch, pulled)
-        with np.errstate(all="ignore"):
-            sums = (loss, float(gradient.dense.sum()), float(gradient.row_gradients.sum()))
-        if not all(map(math.isfinite, sums)):
-            raise LossError(_not_finite(batch, loss, lease), batch.span.start.file)
+        pulled = route.pull(lease.batch.flat_ids(), replica.flat)
+        loss, gradient, norm = compute(replica, lease, pulled)
         route.push(lease.gradient, gradient)
-        office.push(name, lease, loss)
+        office.push(name, lease, loss, norm)
+
+
+def compute(replica: Replica, lease: Lease, pulled: Pulled) -> tuple[float, Gradient, float]:
+    """(mean log loss, its gradient, the gradient's norm) of a leased batch. Raises LossError if one is not finite."""
+    loss, gradient = replica.gradient(lease.batch, pulled)
+    norm = gradient.norm()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise LossError(_not_finite(lease.batch, loss, lease), lease.batch.span.start.file)
+    return loss, gradient, norm
 
 
 def _not_finite(batch: Batch, loss: float, lease: Lease) -> str:
@@ -63,6 +68,37 @@ def _not_finite(batch: Batch, loss: float, lease: Lease) -> str:
         f" rows {span.start.row:,} to {span.stop.row:,}. Usually a learning rate is too high"
         " (optimizer.sparse.lr, optimizer.dense.lr), or a number in these rows is huge (transform: log_bucket helps)"
     )
+
+
+class LocalBody:
+    """Runs days with a thread for each replica, in real time."""
+
+    virtual = False
+    clock = staticmethod(time.monotonic)
+
+    def __init__(self, route: Route, replicas: list[Replica], statistics: Statistics) -> None:
+        self._route, self._replicas, self._statistics = route, replicas, statistics
+
+    def state(self) -> dict[str, Any]:
+        """Threads have nothing that a checkpoint would keep."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+    def run_day(
+        self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None
+    ) -> None:
+        """Train on every batch of `source`; see `run_day`."""
+        for name, replica in zip(worker_names(len(self._replicas)), self._replicas, strict=True):
+            replica.statistics.copy_(self._statistics.of(name))
+            self._statistics.workers[name] = replica.statistics
+        run_day(coordinator, self._route, self._replicas, source, watch)
+
+
+def worker_names(count: int) -> list[str]:
+    """What workers are called in every runtime."""
+    return [f"worker-{i}" for i in range(count)]
 
 
 def run_day(
@@ -88,7 +124,7 @@ def run_day(
         except BaseException as error:  # raised again below, in the calling thread
             coordinator.fail(error)
 
-    names = [f"worker-{i}" for i in range(len(replicas))]
+    names = worker_names(len(replicas))
     for name in names:
         coordinator.join(name)
     threads = [

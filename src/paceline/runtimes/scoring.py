@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from torch import Tensor
 
 from paceline.batch import Batch, Floats
 from paceline.errors import LossError
@@ -15,11 +16,16 @@ from paceline.runtimes.local import settle_thread
 
 
 def score(
-    route: DirectRoute, replicas: list[Replica], source: Iterator[Batch], take: Callable[[int, Batch, Floats], None]
+    route: DirectRoute,
+    replicas: list[Replica],
+    source: Iterator[Batch],
+    take: Callable[[int, Batch, Floats], None],
+    statistics: Tensor,
 ) -> None:
     """Logits of every batch of `source`, one thread per replica: take(number of the batch, batch, logits [B]).
 
-    `take` is called by one thread at a time, in no particular order. The first error is raised here.
+    statistics: of batch normalisation, pooled; the replicas have their own again afterwards. `take` is called by
+    one thread at a time, in no particular order. The first error is raised here.
     """
     lock, taking = threading.Lock(), threading.Lock()
     numbered = enumerate(source)
@@ -29,6 +35,7 @@ def score(
         settle_thread()
         try:
             route.shard.pull_dense(replica.flat)
+            replica.statistics.copy_(statistics)
             while not errors:
                 with lock:
                     item = next(numbered, None)
@@ -47,6 +54,7 @@ def score(
         except BaseException as error:  # raised again below
             errors.append(error)
 
+    own = [replica.statistics.clone() for replica in replicas]
     threads = [threading.Thread(target=body, args=(replica,), daemon=True) for replica in replicas]
     for thread in threads:
         thread.start()
@@ -58,5 +66,7 @@ def score(
         for thread in threads:
             thread.join()
         raise
+    for replica, kept in zip(replicas, own, strict=True):
+        replica.statistics.copy_(kept)
     if errors:
         raise errors[0]

@@ -1,0 +1,42 @@
+"""What a run may go on with, and what it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from paceline.config import JobConfig
+from paceline.errors import RunDirError
+
+
+def check_same_job(old: JobConfig, new: JobConfig, run_dir: Path) -> None:
+    """A run goes on with the same data layout, model and kinds of optimizer. Pace, workers, batches, rates and further
+    days may change. Raises RunDirError naming the key."""
+    fixed: list[tuple[str, Any, Any]] = [
+        ("data.format", old.data.format, new.data.format),
+        ("data.delimiter", old.data.delimiter, new.data.delimiter),
+        ("data.quote", old.data.quote, new.data.quote),
+        ("data.columns", old.data.columns, new.data.columns),
+        ("features", old.features, new.features),
+        ("model", old.model, new.model),
+        ("normalise", old.normalise, new.normalise),
+        ("optimizer.sparse.name", old.optimizer.sparse.name, new.optimizer.sparse.name),
+        ("optimizer.dense.name", old.optimizer.dense.name, new.optimizer.dense.name),
+        ("seed", old.seed, new.seed),
+    ]
+    for key, before, now in fixed:
+        if before != now:
+            path, was, is_now = _difference(key, before, now)
+            raise RunDirError(f"{run_dir}: {path} was {was!r} and is now {is_now!r}; a run cannot go on with another")
+
+
+def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first place where two parts of a configuration differ."""
+    before, now = (v.model_dump() if isinstance(v, BaseModel) else v for v in (before, now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in {**before, **now}:
+            if before.get(name) != now.get(name):
+                return _difference(f"{key}.{name}", before.get(name), now.get(name))
+    return key, before, now

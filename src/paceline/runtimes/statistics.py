@@ -1,0 +1,39 @@
+"""Running statistics of local batch normalisation: each worker's own, and what is exported of them.
+
+They are never pushed and never pulled. What is evaluated, stored and served is the pooled one.
+Source: data normalisation of Liu and Zhao, AAAI 2021, our reconstruction (our note on staleness, section 3.2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paceline.models.normalise import pool
+
+
+class Statistics:
+    """pooled: float32 [S], the last export; workers: each worker's own, float32 [S], by name. S may be 0.
+
+    Not thread-safe, except that each worker may change its own.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        self.pooled = start.clone()
+        self.workers: dict[str, Tensor] = {}
+
+    def of(self, worker: str) -> Tensor:
+        """The worker's own, to be changed in place; a newcomer starts from the last export, not from (0, 1)."""
+        if worker not in self.workers:
+            self.workers[worker] = self.pooled.clone()
+        return self.workers[worker]
+
+    def forget(self, worker: str) -> None:
+        """A worker is gone, and what it had with it."""
+        self.workers.pop(worker, None)
+
+    def export(self) -> Tensor:
+        """Pool what the workers have and return it."""
+        if self.workers and self.pooled.numel():
+            self.pooled = pool(torch.stack([self.workers[name] for name in sorted(self.workers)]))
+        return self.pooled

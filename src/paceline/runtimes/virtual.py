@@ -1,0 +1,262 @@
+"""The virtual body: thousands of workers in one process, on a clock of their own, with real gradients.
+
+A heap of (time, number, worker, what) stands for the cluster. Everything that decides or computes is what the other
+bodies use: the coordinator with the pace machine, the route, the replica. A gradient is computed on the parameters as
+they are when its batch is granted: its rows and dense parameters are pulled at that moment, and the arithmetic, which
+needs nothing else, may run in another thread until the worker's push is due.
+
+    granted -> pulled -> computed -> sent to the servers -> taken in = pushed, and the worker asks for more
+
+A pace that needs every gradient (`Pace.collective`) goes over collectives: rows and their gradients are exchanged by
+all-to-all, the dense gradient is summed by a ring when a round is complete, and there are no servers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paceline.batch import Batch
+from paceline.clusterspec import ClusterSpec
+from paceline.errors import TrainingError
+from paceline.exchange.direct import DirectRoute, Pulled
+from paceline.params.shard import Gradient
+from paceline.runtimes.compute import Replica
+from paceline.runtimes.coordinator import Coordinator, Lease
+from paceline.runtimes.local import compute, settle_thread, worker_names
+from paceline.runtimes.statistics import Statistics
+from paceline.runtimes.virtual_cluster import Doubles, Failures, Speeds, Wires
+
+_COMPUTED, _ARRIVED, _SETTLED, _DIES, _BACK = range(5)
+_WATCH_EVERY = 0.1  # real seconds
+_Result = tuple[float, Gradient, float, Tensor]  # loss, gradient, its norm, the worker's new statistics
+
+
+@dataclass(slots=True)
+class _Task:
+    """A lease on its way through a worker. attempt: of the worker's lives; result: once it is computed."""
+
+    lease: Lease
+    size: int
+    collective: bool
+    life: int
+    result: Future[_Result]
+
+
+class VirtualBody:
+    """Runs a day's batches through `spec.workers` virtual workers; replicas: one for each real thread."""
+
+    virtual = True
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        route: DirectRoute,
+        replicas: list[Replica],
+        statistics: Statistics,
+        times: list[Doubles] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.now = 0.0
+        self._route, self._replicas, self._statistics = route, replicas, statistics
+        self._speeds, self._failures, self._wires = Speeds(spec, times), Failures(spec), Wires(spec)
+        self._names = worker_names(spec.workers)
+        self._numbers = {name: i for i, name in enumerate(self._names)}
+
+    def clock(self) -> float:
+        """Virtual seconds since the start of the run."""
+        return self.now
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the cluster."""
+        return {"seconds": self.now, "replayed": self._speeds.replayed}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.now = state["seconds"]
+        self._speeds.replayed = {int(worker): turn for worker, turn in state["replayed"].items()}
+
+    def run_day(
+        self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None
+    ) -> None:
+        """Train on every batch of `source`; returns when all of it is settled. Errors are raised as they come."""
+        with ExitStack() as stack:
+            submit = _computing(stack, self._replicas)
+            day = _Day(self, coordinator, submit, watch)
+            coordinator.open(source)
+            day.run()
+
+
+class _Day:
+    """One day's events."""
+
+    def __init__(self, body: VirtualBody, coordinator: Coordinator, submit: _Submit, watch: Callable[[], None]) -> None:
+        self.body, self.coordinator, self.submit, self.watch = body, coordinator, submit, watch
+        self.heap: list[tuple[float, int, int, int, _Task | None]] = []
+        self.number = 0
+        self.life = [0] * body.spec.workers
+        self.alive: set[int] = set()
+        self.dense: Tensor | None = None
+        self.dense_version = -1
+        self.barrier = 0.0  # when the last collective is through
+
+    def run(self) -> None:
+        body, coordinator = self.body, self.coordinator
+        body._wires.rest(body.now)
+        for worker in range(body.spec.workers):
+            failure = body._failures.next(worker, body.now)
+            if failure is None or failure[0] > body.now:
+                self.join(worker)
+            else:
+                self.push(failure[1], worker, _BACK)
+        for worker in sorted(self.alive):
+            self.ask(worker)
+        shown = time.monotonic()
+        while not coordinator.done:
+            if not self.heap:
+                raise TrainingError(
+                    f"no worker is left after {body.now:,.0f} virtual seconds: all {body.spec.workers} have failed"
+                    f" (failures.mtbf_s={body.spec.failures.mtbf_s}) and none comes back; set failures.return_s"
+                )
+            body.now, _, what, worker, task = heapq.heappop(self.heap)
+            self.handle(what, worker, task)
+            if time.monotonic() - shown > _WATCH_EVERY:
+                shown = time.monotonic()
+                self.watch()
+        for worker in sorted(self.alive):
+            coordinator.leave(body._names[worker])
+
+    def push(self, when: float, worker: int, what: int, task: _Task | None = None) -> None:
+        if when != float("inf"):
+            self.number += 1
+            heapq.heappush(self.heap, (when, self.number, what, worker, task))
+
+    def handle(self, what: int, worker: int, task: _Task | None) -> None:
+        body, coordinator, wires = self.body, self.coordinator, self.body._wires
+        if task is not None and task.life != self.life[worker]:
+            return  # the worker died over it
+        if task is not None and what == _COMPUTED:
+            if task.collective:
+                self.push(wires.exchanged(body.now, task.size), worker, _SETTLED, task)
+            else:
+                self.push(wires.sent(body.now, task.size), worker, _ARRIVED, task)
+        elif task is not None and what == _ARRIVED:
+            # Only now: the servers take pushes and pulls in the order in which they come.
+            self.push(wires.served(body.now, task.size), worker, _SETTLED, task)
+        elif task is not None:
+            self.settle(worker, task)
+        elif what == _DIES:
+            self.life[worker] += 1
+            self.alive.discard(worker)
+            coordinator.leave(body._names[worker])
+            body._statistics.forget(body._names[worker])
+            failure = body._failures.next(worker, body.now)
+            if failure is not None:
+                self.push(failure[1], worker, _BACK)
+            self.dispatch()
+        else:
+            self.join(worker)
+            self.ask(worker)
+
+    def join(self, worker: int) -> None:
+        self.alive.add(worker)
+        self.coordinator.join(self.body._names[worker])
+        failure = self.body._failures.next(worker, self.body.now)
+        if failure is not None:
+            self.push(failure[0], worker, _DIES)
+
+    def ask(self, worker: int) -> None:
+        self.coordinator.request(self.body._names[worker])
+        self.dispatch()
+
+    def settle(self, worker: int, task: _Task) -> None:
+        loss, gradient, norm, statistics = task.result.result()
+        self.body._statistics.of(self.body._names[worker]).copy_(statistics)
+        coordinator, version = self.coordinator, self.coordinator.machine.version
+        self.body._route.push(task.lease.gradient, gradient)
+        collective = coordinator.machine.pace.collective
+        coordinator.push(self.body._names[worker], task.lease, loss, norm)
+        if collective and coordinator.machine.version != version:
+            size = 4 * gradient.dense.numel()
+            self.barrier = self.body._wires.reduced(self.body.now, size, len(self.alive))
+        self.ask(worker)
+
+    def dispatch(self) -> None:
+        """Read what is waited for, and send off what was granted."""
+        self.coordinator.read_ahead()
+        for name, lease in self.coordinator.grants():
+            self.start(self.body._numbers[name], lease)
+
+    def start(self, worker: int, lease: Lease) -> None:
+        body, wires = self.body, self.body._wires
+        version = self.coordinator.machine.version
+        if self.dense is None or self.dense_version != version:
+            # One copy serves all who are granted this version.
+            self.dense, self.dense_version = body._route.shard.dense.flat.clone(), version
+        pulled = body._route.pull(lease.batch.flat_ids(), None)
+        collective = self.coordinator.machine.pace.collective
+        if collective:
+            size = pulled.bytes
+            ready = wires.exchanged(max(body.now, self.barrier), size)
+        else:
+            size = (
+                pulled.bytes + 4 * self.dense.numel()
+            )  # a push has the same size: ids, a number for each weight, dense
+            ready = wires.pulled(body.now, size)
+        own = body._statistics.of(body._names[worker])  # changes when this gradient is settled, not before
+        result = self.submit(lease, pulled, self.dense, own)
+        done = body._speeds.done(worker, lease.gradient, lease.batch.samples, ready)
+        task = _Task(lease, size, collective, self.life[worker], result)
+        self.push(done, worker, _COMPUTED, task)
+
+
+_Submit = Callable[[Lease, Pulled, Tensor, Tensor], "Future[_Result]"]
+
+
+def _computing(stack: ExitStack, replicas: list[Replica]) -> _Submit:
+    """Computes gradients: in this thread if there is one replica, else in a thread for each. A gradient depends on its
+    lease alone, so the number of threads changes no bit."""
+
+    def body(replica: Replica, lease: Lease, pulled: Pulled, dense: Tensor, own: Tensor) -> _Result:
+        with torch.no_grad():
+            replica.flat.copy_(dense)
+        replica.statistics.copy_(own)
+        loss, gradient, norm = compute(replica, lease, pulled)
+        return loss, gradient, norm, replica.statistics.clone()
+
+    if len(replicas) == 1:
+        settle_thread()
+
+        def at_once(lease: Lease, pulled: Pulled, dense: Tensor, own: Tensor) -> Future[_Result]:
+            future: Future[_Result] = Future()
+            try:
+                future.set_result(body(replicas[0], lease, pulled, dense, own))
+            except BaseException as error:
+                future.set_exception(error)
+            return future
+
+        return at_once
+
+    free: SimpleQueue[Replica] = SimpleQueue()
+    for replica in replicas:
+        free.put(replica)
+    pool = ThreadPoolExecutor(len(replicas), "compute", settle_thread)
+    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+
+    def borrowed(lease: Lease, pulled: Pulled, dense: Tensor, own: Tensor) -> _Result:
+        replica = free.get()
+        try:
+            return body(replica, lease, pulled, dense, own)
+        finally:
+            free.put(replica)
+
+    return lambda *work: pool.submit(borrowed, *work)
