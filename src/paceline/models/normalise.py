@@ -1,8 +1,9 @@
 """Local batch normalisation: statistics that belong to a worker.
 
-Source: "data normalisation" of Liu and Zhao, AAAI 2021, which is local batch normalisation, its Algorithm 1. The body of
-that is not known to us: this is our reconstruction (our note on staleness, section 3.2). weight and bias are ordinary parameters; mean and var are updated from the worker's own
-batches only, never pushed, never pulled, and pooled for export.
+Source: "data normalisation" of Liu and Zhao, AAAI 2021, which is local batch normalisation, its Algorithm 1. The body
+of that is not known to us: this is our reconstruction (our note on staleness, section 3.2). weight and bias are
+ordinary parameters; mean and var are updated from the worker's own batches only, never pushed, never pulled, and pooled
+for export.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 class LocalBatchNorm(nn.Module):
     """torch's BatchNorm1d (momentum 0.1, unbiased running variance) in float32, [B, features] -> [B, features].
 
-    Source: local batch normalisation, AAAI 2021 Algorithm 1, our reconstruction. moving: normalise with the worker's own
-    running statistics in training, too, instead of the batch's. A training batch of one row has no variance: the running
-    statistics serve it and stay as they are.
+    Source: local batch normalisation, AAAI 2021 Algorithm 1, our reconstruction. moving: normalise with the worker's
+    own running statistics in training, too, instead of the batch's. A training batch of one row has no variance: the
+    running statistics serve it and stay as they are.
     """
 
     statistics: ClassVar[tuple[str, str]] = ("mean", "var")
@@ -53,7 +54,7 @@ class LocalBatchNorm(nn.Module):
 
 
 def flatten_statistics(module: nn.Module) -> Tensor:
-    """Lay the module's running statistics out in one flat float32 vector [S], of which they become views, and return it.
+    """Lay the module's running statistics out in one flat float32 vector [S], of which they become views.
 
     The first half is all means, the second all variances, both in the order of the module's layers. S may be 0.
     """
