@@ -48,7 +48,10 @@ def main() -> None:
         start = Arm("warm", merged(JOB, {"data": {"days": first}}), CLUSTER, log, seed)
         switches: dict[str, list[dict[str, Any]]] = {
             **{name: [{"at": f"day_{at}", "pace": pace}] for name, pace in PACES.items()},
-            "gba and back": [{"at": f"day_{at}", "pace": PACES["gba"]}, {"at": f"day_{days - 2}", "pace": PACES["sync"]}],
+            "gba and back": [
+                {"at": f"day_{at}", "pace": PACES["gba"]},
+                {"at": f"day_{days - 2}", "pace": PACES["sync"]},
+            ],
         }
         arms += [
             Arm(name.replace(" ", "_"), merged(JOB, {"switch": switch}), CLUSTER, log, seed, start, at)
@@ -120,7 +123,9 @@ def _plot(study: Study, runs: dict[str, list[Result]], sync: dict[int, dict[int,
         values = {d: [r.auc()[d] - sync[r.arm.seed][d] for r in found] for d in seen}
         means = [statistics.mean(values[d]) for d in seen]
         left.plot(seen, means, "o-", color=colour, label=name.replace("_", " "), markersize=4)
-        left.fill_between(seen, [min(values[d]) for d in seen], [max(values[d]) for d in seen], color=colour, alpha=0.15)
+        left.fill_between(
+            seen, [min(values[d]) for d in seen], [max(values[d]) for d in seen], color=colour, alpha=0.15
+        )
     left.axvline(at + 0.5, color="#888888", linestyle="--", linewidth=1)
     left.set_yscale("symlog", linthresh=0.001)
     left.set_xlabel(f"day (evaluated before it is trained on); the switch is at the start of day {at}")

@@ -32,6 +32,7 @@ WORK = Path(os.environ.get("PACELINE_EVIDENCE", HERE / ".work"))
 # A model that is small enough for fifty million rows on two cores: what is claimed is of the pace, not of the model.
 MODEL = {"name": "deepfm", "dim": 8, "hidden": [32]}
 FIELDS, NUMBERS = 10, 2
+STACKED = 16
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ def merged(base: dict[str, Any], *more: dict[str, Any]) -> dict[str, Any]:
     made = copy.deepcopy(base)
     for extra in more:
         for key, value in extra.items():
-            made[key] = merged(made[key], value) if isinstance(value, dict) and isinstance(made.get(key), dict) else value
+            made[key] = (
+                merged(made[key], value) if isinstance(value, dict) and isinstance(made.get(key), dict) else value
+            )
     return made
 
 
@@ -152,13 +155,15 @@ class Study:
             log.folder()
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.options.jobs, mp_context=context) as pool:
-            for level in _levels(waiting):
-                futures = {pool.submit(perform, arm, self.claim): arm for arm in level}
-                for done in as_completed(futures):
-                    arm, value = futures[done], done.result()
-                    self._path(arm).write_text(json.dumps({"settings": arm.settings(), **value}))
-                    told = value["lines"][-1]
-                    print(f"  {arm.name} seed {arm.seed}: AUC {told['auc'] or 0:.5f} {value['minutes']:.1f} min", flush=True)
+            starts = {json.dumps(arm.start.settings()): arm.start for arm in waiting if arm.start is not None}
+            for made in [pool.submit(warm, start, self.claim) for start in starts.values()]:
+                made.result()  # once each, before those that go on from it
+            futures = {pool.submit(perform, arm, self.claim): arm for arm in waiting}
+            for done in as_completed(futures):
+                arm, value = futures[done], done.result()
+                self._path(arm).write_text(json.dumps({"settings": arm.settings(), **value}))
+                told = f"AUC {value['lines'][-1]['auc'] or 0:.5f} {value['minutes']:.1f} min"
+                print(f"  {arm.name} seed {arm.seed}: {told}", flush=True)
         stored = [self._stored(arm) for arm in arms]
         return [result for result in stored if result is not None]
 
@@ -192,13 +197,6 @@ class Study:
         return " ".join(["python", f"evidence/{Path(sys.argv[0]).name}", *(["--quick"] if self.quick else [])])
 
 
-def _levels(arms: list[Arm]) -> list[list[Arm]]:
-    """Arms that others start from come first (each makes what it needs if that is not there)."""
-    starts = {id(arm.start) for arm in arms if arm.start is not None}
-    first = [arm for arm in arms if id(arm) in starts]
-    return [level for level in (first, [arm for arm in arms if id(arm) not in starts]) if level]
-
-
 def perform(arm: Arm, claim: str) -> dict[str, Any]:
     """Run an arm in this process and return what it said."""
     started = time.monotonic()
@@ -230,11 +228,16 @@ def _go(arm: Arm, claim: str, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(warm(arm.start, claim), folder)
     try:
-        simulate(config, cluster, HERE, folder, resume=resume, threads=1)
+        simulate(config, cluster, HERE, folder, resume=resume, threads=1, stacked=STACKED)
     except LossError as error:
         # Divergence is a result: the run ends here, with what was evaluated until then.
         lines = read_metrics(folder)
-        last = {**(lines[-1] if lines else {"day": 0, "samples_read": 0}), "event": "end", "auc": 0.5, "diverged": str(error)}
+        last = {
+            **(lines[-1] if lines else {"day": 0, "samples_read": 0}),
+            "event": "end",
+            "auc": 0.5,
+            "diverged": str(error),
+        }
         with open(folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(last) + "\n")
 

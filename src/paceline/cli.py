@@ -118,6 +118,9 @@ def simulate(
     run_dir: Annotated[Path | None, typer.Option(help="Where the run is kept (default: runs/<name>-<number>).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --run-dir.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Real threads (default: one for each core).")] = None,
+    stacked: Annotated[
+        int, typer.Option(min=1, help="Gradients that one thread computes in one go: quicker, same but for rounding.")
+    ] = 1,
 ) -> None:
     """Train the job on a cluster that is only described: real gradients, virtual time."""
     from paceline.clusterfile import load_cluster
@@ -133,7 +136,9 @@ def simulate(
         config,
         run_dir,
         resume,
-        lambda folder, terminal: run_simulation(config, spec, base, folder, cluster_base, resume, terminal, threads),
+        lambda folder, terminal: run_simulation(
+            config, spec, base, folder, cluster_base, resume, terminal, threads, stacked
+        ),
     )
 
 

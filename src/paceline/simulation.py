@@ -37,11 +37,13 @@ def simulate(
     resume: bool = False,
     watcher: Watcher | None = None,
     threads: int | None = None,
+    stacked: int = 1,
 ) -> dict[str, Any]:
     """Run the job on the described cluster and return its last metrics line.
 
     base, cluster_base: what relative paths in job and cluster are relative to; threads: real ones that compute
-    (default: one for each core; their number changes no result). The workers are the cluster's, whatever the job says.
+    (default: one for each core; their number changes no result); stacked: gradients of small models that one thread
+    computes in one go, which is quicker and the same but for rounding. The workers are the cluster's, whatever the job says.
     Raises a PacelineError for everything that can be foreseen.
     """
     watcher = watcher or Silent()
@@ -54,9 +56,10 @@ def simulate(
         path = run_dir / CLUSTER
         with storing(path):
             replace_text(path, yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False))
-        return VirtualBody(spec, job.route, job.replicas, job.statistics, times)
+        return VirtualBody(spec, job.route, job.replicas, job.statistics, times, stacked)
 
-    return train(config, base, run_dir, resume, watcher, body, min(threads or os.cpu_count() or 1, spec.workers))
+    replicas = 1 if stacked > 1 else min(threads or os.cpu_count() or 1, spec.workers)
+    return train(config, base, run_dir, resume, watcher, body, replicas)
 
 
 def _measured(

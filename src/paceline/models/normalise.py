@@ -40,15 +40,15 @@ class LocalBatchNorm(nn.Module):
             return x  # a model without dense inputs; torch refuses to normalise nothing
         wide = x.float()
         fresh = self.training and x.shape[0] > 1
-        if fresh and self.moving:
-            with torch.no_grad():
-                self.mean.lerp_(wide.mean(0), self.momentum)
-                self.var.lerp_(wide.var(0), self.momentum)
+        if fresh:
+            with torch.no_grad():  # in place, by operations that can be mapped over many workers at once
+                self.mean.mul_(1 - self.momentum).add_(wide.mean(0), alpha=self.momentum)
+                self.var.mul_(1 - self.momentum).add_(wide.var(0), alpha=self.momentum)
         of_batch = fresh and not self.moving
         # Copies where the running statistics are read: backward needs their values, and the next layer's update changes
         # the one vector that holds all of them.
-        mean, var = (self.mean, self.var) if of_batch else (self.mean.clone(), self.var.clone())
-        out: Any = nn.functional.batch_norm(wide, mean, var, self.weight, self.bias, of_batch, self.momentum, self.eps)
+        mean, var = (None, None) if of_batch else (self.mean.clone(), self.var.clone())
+        out: Any = nn.functional.batch_norm(wide, mean, var, self.weight, self.bias, of_batch, 0.0, self.eps)
         normalised: Tensor = out.to(x.dtype)
         return normalised
 

@@ -14,7 +14,7 @@ from paceline.errors import UserError
 from paceline.exchange.direct import Pulled
 from paceline.kernels import rows as kernels
 from paceline.models.base import Model, Part
-from paceline.models.normalise import flatten_statistics
+from paceline.models.normalise import LocalBatchNorm, flatten_statistics
 from paceline.params.dense import flatten
 from paceline.params.shard import Gradient
 
@@ -112,3 +112,51 @@ class Replica:
         scores: Floats = self.logits(batch, rows_of(self.layout, batch, pulled)).numpy()
         self.model.train()
         return scores
+
+
+class StackedReplica:
+    """Gradients of several workers in one go: the model is mapped over their parameters, rows and statistics."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        model = replica.model
+        self._parameters = [(name, p.shape, p.numel()) for name, p in model.named_parameters()]
+        norms = [(name, m) for name, m in model.named_modules() if isinstance(m, LocalBatchNorm)]
+        self._statistics = [
+            (f"{name}.{kind}", getattr(norm, kind).numel())
+            for kind in LocalBatchNorm.statistics
+            for name, norm in norms
+        ]
+
+    def gradients(
+        self, batches: list[Batch], pulled: list[Pulled], dense: Tensor, statistics: Tensor
+    ) -> list[tuple[float, Gradient, Tensor]]:
+        """(mean log loss, its gradient, new statistics) of each of K batches of the same number of rows, on its own
+        pulled rows, dense parameters [K, P] and statistics [K, S]."""
+        replica = self._replica
+        apart = [rows_of(replica.layout, *each) for each in zip(batches, pulled, strict=True)]
+        rows = {name: torch.stack([a[name] for a in apart]).requires_grad_() for name in apart[0]}
+        dense.requires_grad_()
+        state: dict[str, Tensor] = {}
+        parts = torch.split(dense, [size for *_, size in self._parameters], dim=1)
+        for (name, shape, _), part in zip(self._parameters, parts, strict=True):
+            state[name] = part.view(-1, *shape)
+        owns = torch.split(statistics, [size for _, size in self._statistics], dim=1) if self._statistics else ()
+        for (name, _), own in zip(self._statistics, owns, strict=True):
+            state[name] = own
+
+        def logits(state: dict[str, Tensor], rows: dict[str, Tensor], inputs: Tensor) -> Tensor:
+            out: Tensor = torch.func.functional_call(replica.model, state, (rows, inputs))
+            return out
+
+        inputs = torch.from_numpy(np.stack([batch.dense for batch in batches]))
+        labels = torch.from_numpy(np.stack([batch.labels for batch in batches]))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=replica.precision == "bf16"):
+            out = torch.func.vmap(logits)(state, rows, inputs)
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(out.float(), labels, reduction="none").mean(1)
+        grads = torch.autograd.grad(losses.sum(), [dense, *rows.values()], allow_unused=True, materialize_grads=True)
+        made = []
+        for k, (batch, pull) in enumerate(zip(batches, pulled, strict=True)):
+            sums = row_sums(replica.layout, batch, pull, [g[k] for g in grads[1:]])
+            made.append((float(losses[k].detach()), Gradient(grads[0][k].clone(), pull.numbers, sums), statistics[k]))
+        return made

@@ -54,7 +54,11 @@ def work(name: str, office: Office, route: Route, replica: Replica) -> None:
 
 def compute(replica: Replica, lease: Lease, pulled: Pulled) -> tuple[float, Gradient, float]:
     """(mean log loss, its gradient, the gradient's norm) of a leased batch. Raises LossError if one is not finite."""
-    loss, gradient = replica.gradient(lease.batch, pulled)
+    return checked(lease, *replica.gradient(lease.batch, pulled))
+
+
+def checked(lease: Lease, loss: float, gradient: Gradient) -> tuple[float, Gradient, float]:
+    """The same with the gradient's norm. Raises LossError if one is not finite."""
     norm = gradient.norm()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise LossError(_not_finite(lease.batch, loss, lease), lease.batch.span.start.file)

@@ -16,44 +16,43 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from paceline.batch import Batch
 from paceline.clusterspec import ClusterSpec
 from paceline.errors import TrainingError
-from paceline.exchange.direct import DirectRoute, Pulled
-from paceline.params.shard import Gradient
+from paceline.exchange.direct import DirectRoute
 from paceline.runtimes.compute import Replica
+from paceline.runtimes.computing import Outcome, Submit, Work, computing
 from paceline.runtimes.coordinator import Coordinator, Lease
-from paceline.runtimes.local import compute, settle_thread, worker_names
+from paceline.runtimes.local import worker_names
 from paceline.runtimes.statistics import Statistics
 from paceline.runtimes.virtual_cluster import Doubles, Failures, Speeds, Wires
 
 _COMPUTED, _ARRIVED, _SETTLED, _DIES, _BACK = range(5)
 _WATCH_EVERY = 0.1  # real seconds
-_Result = tuple[float, Gradient, float, Tensor]  # loss, gradient, its norm, the worker's new statistics
 
 
 @dataclass(slots=True)
 class _Task:
-    """A lease on its way through a worker. attempt: of the worker's lives; result: once it is computed."""
+    """A lease on its way through a worker. attempt: of the worker's lives; result: what it computes."""
 
     lease: Lease
     size: int
     collective: bool
     life: int
-    result: Future[_Result]
+    result: Outcome
 
 
 class VirtualBody:
-    """Runs a day's batches through `spec.workers` virtual workers; replicas: one for each real thread."""
+    """Runs a day's batches through `spec.workers` virtual workers.
+
+    replicas: one for each real thread; stacked: gradients computed in one go (see `computing`).
+    """
 
     virtual = True
 
@@ -64,10 +63,11 @@ class VirtualBody:
         replicas: list[Replica],
         statistics: Statistics,
         times: list[Doubles] | None = None,
+        stacked: int = 1,
     ) -> None:
         self.spec = spec
         self.now = 0.0
-        self._route, self._replicas, self._statistics = route, replicas, statistics
+        self._route, self._replicas, self._statistics, self._stacked = route, replicas, statistics, stacked
         self._speeds, self._failures, self._wires = Speeds(spec, times), Failures(spec), Wires(spec)
         self._names = worker_names(spec.workers)
         self._numbers = {name: i for i, name in enumerate(self._names)}
@@ -90,7 +90,7 @@ class VirtualBody:
     ) -> None:
         """Train on every batch of `source`; returns when all of it is settled. Errors are raised as they come."""
         with ExitStack() as stack:
-            submit = _computing(stack, self._replicas)
+            submit = computing(stack, self._replicas, self._stacked)
             day = _Day(self, coordinator, submit, watch)
             coordinator.open(source)
             day.run()
@@ -99,7 +99,7 @@ class VirtualBody:
 class _Day:
     """One day's events."""
 
-    def __init__(self, body: VirtualBody, coordinator: Coordinator, submit: _Submit, watch: Callable[[], None]) -> None:
+    def __init__(self, body: VirtualBody, coordinator: Coordinator, submit: Submit, watch: Callable[[], None]) -> None:
         self.body, self.coordinator, self.submit, self.watch = body, coordinator, submit, watch
         self.heap: list[tuple[float, int, int, int, _Task | None]] = []
         self.number = 0
@@ -213,50 +213,7 @@ class _Day:
             )  # a push has the same size: ids, a number for each weight, dense
             ready = wires.pulled(body.now, size)
         own = body._statistics.of(body._names[worker])  # changes when this gradient is settled, not before
-        result = self.submit(lease, pulled, self.dense, own)
+        result = self.submit(Work(lease, pulled, self.dense, own))
         done = body._speeds.done(worker, lease.gradient, lease.batch.samples, ready)
         task = _Task(lease, size, collective, self.life[worker], result)
         self.push(done, worker, _COMPUTED, task)
-
-
-_Submit = Callable[[Lease, Pulled, Tensor, Tensor], "Future[_Result]"]
-
-
-def _computing(stack: ExitStack, replicas: list[Replica]) -> _Submit:
-    """Computes gradients: in this thread if there is one replica, else in a thread for each. A gradient depends on its
-    lease alone, so the number of threads changes no bit."""
-
-    def body(replica: Replica, lease: Lease, pulled: Pulled, dense: Tensor, own: Tensor) -> _Result:
-        with torch.no_grad():
-            replica.flat.copy_(dense)
-        replica.statistics.copy_(own)
-        loss, gradient, norm = compute(replica, lease, pulled)
-        return loss, gradient, norm, replica.statistics.clone()
-
-    if len(replicas) == 1:
-        settle_thread()
-
-        def at_once(lease: Lease, pulled: Pulled, dense: Tensor, own: Tensor) -> Future[_Result]:
-            future: Future[_Result] = Future()
-            try:
-                future.set_result(body(replicas[0], lease, pulled, dense, own))
-            except BaseException as error:
-                future.set_exception(error)
-            return future
-
-        return at_once
-
-    free: SimpleQueue[Replica] = SimpleQueue()
-    for replica in replicas:
-        free.put(replica)
-    pool = ThreadPoolExecutor(len(replicas), "compute", settle_thread)
-    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-
-    def borrowed(lease: Lease, pulled: Pulled, dense: Tensor, own: Tensor) -> _Result:
-        replica = free.get()
-        try:
-            return body(replica, lease, pulled, dense, own)
-        finally:
-            free.put(replica)
-
-    return lambda *work: pool.submit(borrowed, *work)

@@ -1,0 +1,137 @@
+"""Computing the gradients of many virtual workers: at once, in threads, or several in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from paceline.exchange.direct import Pulled
+from paceline.params.shard import Gradient
+from paceline.runtimes.compute import Replica, StackedReplica
+from paceline.runtimes.coordinator import Lease
+from paceline.runtimes.local import checked, compute, settle_thread
+
+Result = tuple[float, Gradient, float, Tensor]  # loss, gradient, its norm, the worker's new statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All that a gradient depends on: the lease, its rows, the dense parameters and the worker's own statistics."""
+
+    lease: Lease
+    pulled: Pulled
+    dense: Tensor
+    statistics: Tensor
+
+
+class Outcome(Protocol):
+    """A result, now or later."""
+
+    def result(self) -> Any: ...
+
+
+Submit = Callable[[Work], Outcome]
+
+
+def computing(stack: ExitStack, replicas: list[Replica], stacked: int) -> Submit:
+    """One replica: in this thread; several: in a thread for each. A gradient depends on its work alone, so the number
+    of threads changes no bit. stacked > 1: up to so many gradients in one go, by batched products; that saves the
+    calls that small models mostly consist of, and rounds differently."""
+    if stacked > 1:
+        settle_thread()
+        return _Stack(replicas[0], stacked).submit
+    if len(replicas) == 1:
+        settle_thread()
+        return lambda work: _Done(_compute(replicas[0], work))
+    free: SimpleQueue[Replica] = SimpleQueue()
+    for replica in replicas:
+        free.put(replica)
+    pool = ThreadPoolExecutor(len(replicas), "compute", settle_thread)
+    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+
+    def borrowed(work: Work) -> Result:
+        replica = free.get()
+        try:
+            return _compute(replica, work)
+        finally:
+            free.put(replica)
+
+    return lambda work: pool.submit(borrowed, work)
+
+
+def _compute(replica: Replica, work: Work) -> Result:
+    with torch.no_grad():
+        replica.flat.copy_(work.dense)
+    replica.statistics.copy_(work.statistics)
+    loss, gradient, norm = compute(replica, work.lease, work.pulled)
+    return loss, gradient, norm, replica.statistics.clone()
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    value: Result
+
+    def result(self) -> Result:
+        return self.value
+
+
+class _Later:
+    """Work that waits until somebody needs its result."""
+
+    def __init__(self, stack: _Stack, work: Work) -> None:
+        self._stack, self.work = stack, work
+        self.value: Result | None = None
+
+    def result(self) -> Result:
+        if self.value is None:
+            self._stack.compute(self)
+        assert self.value is not None
+        return self.value
+
+
+class _Stack:
+    """Work that is to be done, in the order in which it came."""
+
+    def __init__(self, replica: Replica, most: int) -> None:
+        self._replica, self._stacked, self._most = replica, StackedReplica(replica), most
+        self._waiting: dict[_Later, None] = {}
+
+    def submit(self, work: Work) -> _Later:
+        later = _Later(self, work)
+        self._waiting[later] = None
+        return later
+
+    def compute(self, first: _Later) -> None:
+        """`first` and those that came before all others and have the same shape."""
+        chosen = [first]
+        for later in self._waiting:
+            if len(chosen) == self._most:
+                break
+            if later is not first and _shape(later.work) == _shape(first.work):
+                chosen.append(later)
+        for later in chosen:
+            del self._waiting[later]
+        if len(chosen) == 1:
+            first.value = _compute(self._replica, first.work)
+            return
+        work = [later.work for later in chosen]
+        made = self._stacked.gradients(
+            [w.lease.batch for w in work],
+            [w.pulled for w in work],
+            torch.stack([w.dense for w in work]),
+            torch.stack([w.statistics for w in work]),
+        )
+        for later, (loss, gradient, statistics) in zip(chosen, made, strict=True):
+            loss, gradient, norm = checked(later.work.lease, loss, gradient)
+            later.value = (loss, gradient, norm, statistics)
+
+
+def _shape(work: Work) -> int:
+    return work.lease.batch.samples
