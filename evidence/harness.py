@@ -32,7 +32,7 @@ WORK = Path(os.environ.get("PACELINE_EVIDENCE", HERE / ".work"))
 # A model that is small enough for fifty million rows on two cores: what is claimed is of the pace, not of the model.
 MODEL = {"name": "deepfm", "dim": 8, "hidden": [32]}
 FIELDS, NUMBERS = 10, 2
-STACKED = 16
+STACKED = 32
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Result:
 
 
 class Study:
-    """A script's runs and results. quick: a few minutes for everything, to see that it works; its figures say nothing."""
+    """A script's runs and results. quick: small sizes, to see that everything works; its figures say nothing."""
 
     def __init__(self, claim: str, description: str) -> None:
         parser = argparse.ArgumentParser(description=description)

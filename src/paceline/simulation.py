@@ -43,7 +43,7 @@ def simulate(
 
     base, cluster_base: what relative paths in job and cluster are relative to; threads: real ones that compute
     (default: one for each core; their number changes no result); stacked: gradients of small models that one thread
-    computes in one go, which is quicker and the same but for rounding. The workers are the cluster's, whatever the job says.
+    computes in one go, which is quicker and the same but for rounding. The workers are the cluster's.
     Raises a PacelineError for everything that can be foreseen.
     """
     watcher = watcher or Silent()

@@ -141,9 +141,11 @@ def test_the_network_the_servers_and_the_ring_take_their_time(log, tmp_path):
         # rows there and back by all-to-all; the ring comes after the update, so it holds up the next round only
         assert end["virtual_seconds"] == pytest.approx(0.1 + 2 * (0.005 + (largest - dense) * 8 / 1e7), rel=1e-4)
         two = {**many, "data__days": [[str(log / "day_0.tsv.gz"), str(log / "day_1.tsv.gz")]]}
+        sizes.clear()
         again = run(job(log, **two), ring, log, tmp_path / "ring2")
+        rows = max(s for s, _ in sizes[4:])
         extra = again["virtual_seconds"] - end["virtual_seconds"]
-        assert extra > 0.1 + 2 * 0.005 + 1.5 * dense * 8 / 1e7
+        assert extra == pytest.approx(0.1 + 3 * 0.005 + (1.5 * dense + 2 * (rows - dense)) * 8 / 1e7, rel=0.02)
 
 
 def test_bursts_slow_down_by_the_share_of_time_that_they_take(log, tmp_path):

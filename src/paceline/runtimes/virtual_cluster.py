@@ -154,11 +154,10 @@ class Wires:
         return now + self._ring_latency + size * self._ring_byte
 
     def reduced(self, now: float, size: int, workers: int) -> float:
-        """When a ring has summed `size` bytes over all workers: each sends 2 (n - 1) / n of them."""
+        """When a ring has summed `size` bytes over all workers: each sends 2 (n - 1) / n of them, all at once."""
         if workers < 2:
             return now
-        rounds = math.ceil(math.log2(workers))
-        return now + rounds * self._ring_latency + 2 * (workers - 1) / workers * size * self._ring_byte
+        return now + self._ring_latency + 2 * (workers - 1) / workers * size * self._ring_byte
 
     def _through(self, now: float, size: int) -> float:
         work = size * self._served
