@@ -77,8 +77,8 @@ class Servers(Spec):
 
 
 class Allreduce(Spec):
-    """A barrier's collectives (rows there, their gradients back, the sum of the dense ones): each takes `latency_ms` and
-    its bytes over `bandwidth_gbps`."""
+    """A barrier's collectives (rows, their gradients, the sum of the dense ones): each takes `latency_ms` and its bytes
+    over `bandwidth_gbps`."""
 
     latency_ms: float = Field(1.0, ge=0)
     bandwidth_gbps: float = Field(10.0, gt=0)
