@@ -102,6 +102,7 @@ class WeightConfig(Strict):
     law: Literal["power", "log", "relative", "inverse", "none"] = "power"
     k: float = Field(2.0, gt=0, allow_inf_nan=False)
     rows: Literal["gradient", "row"] = "gradient"
+    on: Literal["gradient", "step"] = "gradient"
 
     @model_validator(mode="after")
     def _logarithm(self) -> WeightConfig:
@@ -168,7 +169,7 @@ class PaceConfig(Strict):
 
     def build(self, gradients: int) -> p.Pace:
         """The pace, where one global batch is `gradients` local batches."""
-        weight = None if self.weight is None else p.Weight(self.weight.law, self.weight.k, self.weight.rows)
+        weight = None if self.weight is None else p.Weight(**self.weight.model_dump())
         match self.name:
             case "sync":
                 return p.sync(gradients)

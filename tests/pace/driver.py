@@ -67,10 +67,11 @@ class Driver:
                     law, workers = pace.weight, len(self.state.steps)
                     weight = law.factor(version - 1 - part.version, workers) if law else 1.0
                     assert 0.0 < weight <= 1.0
-                    assert part.factor == (0.0 if cut else weight), "an applied gradient was staler than the limit"
+                    full = weight if law and law.on == "gradient" else 1.0
+                    assert part.factor == (0.0 if cut else full), "an applied gradient was staler than the limit"
                     assert part.version == self.granted_at[part.gradient]
-                    assert part.weight == (1.0 if law and law.rows == "row" else weight)
-                    assert command.row_weight == (law if law and law.rows == "row" else None)
+                    assert part.weight == weight
+                    assert command.weighing == law
                     self._settle(part.gradient, "dropped" if cut else "applied")
                 assert row_limit == pace.limit
             case p.Drop(gradient, staleness):

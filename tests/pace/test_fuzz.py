@@ -17,6 +17,7 @@ weights = st.one_of(
         st.sampled_from(["power", "log", "relative", "inverse", "none"]),
         st.floats(1.5, 8.0),
         st.sampled_from(["gradient", "row"]),
+        st.sampled_from(["gradient", "step"]),
     ),
 )
 paces = st.one_of(

@@ -21,11 +21,12 @@ from paceline.params.table import unique
 @dataclass(frozen=True, slots=True)
 class Pulled:
     """Rows of a batch: numbers int64 [n] in the shard's table, weights float32 [n, w] of the distinct ids, and
-    inverse int32 [positions] from the batch's positions to them."""
+    inverse int32 [positions] from the batch's positions to them; counts int32 [n]: updates that the rows had had."""
 
     numbers: Ints
     weights: Floats
     inverse: npt.NDArray[np.int32]
+    counts: npt.NDArray[np.int32]
 
     @property
     def bytes(self) -> int:
@@ -53,10 +54,10 @@ class DirectRoute:
         distinct, inverse = unique(ids)
         with self._lock:
             numbers = self.shard.table.find_or_insert(distinct)
-            weights = self.shard.table.pull(numbers, distinct)
+            weights, counts = self.shard.table.pull_counted(numbers, distinct)
             if dense is not None:
                 self.shard.pull_dense(dense)
-        return Pulled(numbers, weights, inverse)
+        return Pulled(numbers, weights, inverse, counts)
 
     def read(self, ids: Ints) -> Pulled:
         """Rows for evaluation: nothing is created; an unknown id has the row it would start from.
@@ -65,8 +66,8 @@ class DirectRoute:
         """
         distinct, inverse = unique(ids)
         numbers = self.shard.table.find(distinct)
-        weights = self.shard.table.pull(numbers, distinct)
-        return Pulled(numbers, weights, inverse)
+        weights, counts = self.shard.table.pull_counted(numbers, distinct)
+        return Pulled(numbers, weights, inverse, counts)
 
     def push(self, number: int, gradient: Gradient) -> None:
         """Keep a gradient until `apply` or `drop` names it."""
@@ -76,11 +77,10 @@ class DirectRoute:
         """Carry out an update. Returns the norm of the gradient that was applied."""
         with self._lock:
             parts = [
-                Weighted(self._waiting.pop(p.gradient), p.share, p.factor, p.token, p.weight, p.version)
-                for p in command.parts
+                Weighted(self._waiting.pop(p.gradient), p.share, p.factor, p.token, p.weight) for p in command.parts
             ]
             c = command
-            return self.shard.apply(c.version, c.samples, parts, c.row_limit, c.row_weight, c.workers)
+            return self.shard.apply(c.version, c.samples, parts, c.row_limit, c.weighing, c.workers)
 
     def drop(self, number: int) -> None:
         """Forget a gradient."""

@@ -150,11 +150,12 @@ def _rmsprop_swap(record, g, lr, eps):
 
 
 @kernel
-def update_rows(kind, records, width, clocks, rows, sums, kept, version, periods, hyper):
-    """One optimizer step on every row that kept a gradient; its clock becomes `version`.
+def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, periods, hyper):
+    """One optimizer step on every row that kept a gradient; its clock becomes `version`. The row's weights go the share
+    steps / kept of that step, if it is below 1.
 
-    sums float32 [m, weights], kept float64 [m]; periods: whole decay periods that have passed, int64; hyper float32
-    [6], see each optimizer's `hyper` for their order. Returns the number of rows that were updated.
+    sums float32 [m, weights], kept and steps float64 [m]; periods: whole decay periods that have passed, int64; hyper
+    float32 [6], see each optimizer's `hyper` for their order. Returns the number of rows that were updated.
     """
     updated = 0
     correct1 = np.float32(1.0)
@@ -163,11 +164,16 @@ def update_rows(kind, records, width, clocks, rows, sums, kept, version, periods
         correct1 = np.float32(1.0 - np.float64(hyper[2]) ** version)
     if kind == ADAM:
         correct2 = np.float32(1.0 - np.float64(hyper[3]) ** version)
+    before = np.empty(sums.shape[1], np.float32)
     for i in range(rows.shape[0]):
         if kept[i] <= 0.0:
             continue
         record = floats_at(records, rows[i], width)
         g = sums[i]
+        part = np.float32(steps[i] / kept[i])
+        if part < np.float32(1.0):
+            for j in range(g.shape[0]):
+                before[j] = record[j]
         if kind >= ADAGRAD_SWAP:
             factor = _owed(record, width - 1, periods, hyper[4], hyper[5])
             if factor < np.float32(1.0):
@@ -189,6 +195,9 @@ def update_rows(kind, records, width, clocks, rows, sums, kept, version, periods
             _rmsprop_swap(record, g, hyper[0], hyper[1])
         else:
             _ftrl(record, g, hyper[0], hyper[1], hyper[2], hyper[3])
+        if part < np.float32(1.0):
+            for j in range(g.shape[0]):
+                record[j] = before[j] + part * (record[j] - before[j])
         clock = ints_at(clocks, rows[i], 2)
         clock[0] = version
         clock[1] += 1

@@ -9,6 +9,7 @@ from paceline.kernels.jit import kernel
 from paceline.kernels.pointers import floats_at, ints_at
 
 GLOBAL_MEAN, PER_ID_MEAN, SUM = 0, 1, 2
+ON_GRADIENT, ON_STEP = 0, 1
 
 
 @kernel
@@ -31,13 +32,17 @@ def start_rows(records, width, clocks, ids_at, ids, first, seed, bounds, slots):
 
 
 @kernel
-def pull(records, width, rows, ids, seed, bounds, out):
-    """out float32 [n, weights] = the weights of rows[i]; where rows[i] < 0, what a new row of ids[i] starts from."""
+def pull(records, width, clocks, rows, ids, seed, bounds, out, counts):
+    """out float32 [n, weights] = the weights of rows[i]; where rows[i] < 0, what a new row of ids[i] starts from.
+    counts int32 [n] = the updates that the row has had.
+    """
     weights = bounds.shape[0]
     for i in range(rows.shape[0]):
         if rows[i] < 0:
             start_row(out[i], seed, ids[i], bounds)
+            counts[i] = 0
         else:
+            counts[i] = ints_at(clocks, rows[i], 2)[1]
             record = floats_at(records, rows[i], width)
             for j in range(weights):
                 out[i, j] = record[j]
@@ -90,15 +95,18 @@ def spread_bag(gradient, inverse, offsets, weights, begin, field, sums):
 
 
 @kernel
-def add_part(clocks, rows, places, gradients, share, token, limit, rule, weight, version, law, ages, sums, kept):
+def add_part(
+    clocks, rows, places, gradients, counts, share, token, limit, rule, weight, law, on, ages, sums, kept, steps
+):
     """Add one gradient's rows to an update's sums, leaving out rows that changed too much since its token.
 
     rows int64 [n]; places int32 [n] into sums float32 [m, weights] and kept float64 [m] (shares that were kept);
     limit < 0: no limit. Row staleness = max(0, last update - token) (our note on GBA, section 3.3); ages int64 [64]
-    counts it, by its number of binary digits. A gradient is multiplied by `weight` and, if law float32 [l] is not
-    empty, by law[s] (the last one beyond it), s = max(0, last update - version).
+    counts it, by its number of binary digits. A row weighs `weight` and, if law float32 [l] is not empty, times law[s]
+    (the last one beyond it), s = the updates that it had since counts int32 [n] were pulled. on = ON_GRADIENT: that
+    multiplies its gradient; ON_STEP: steps float64 [m] add up share times weight.
     """
-    factor = np.float32(weight) if rule == SUM else np.float32(share * weight)
+    factor = np.float32(1.0) if rule == SUM else np.float32(share)
     for i in range(rows.shape[0]):
         last = ints_at(clocks, rows[i], 2)[0]
         age = last - token
@@ -108,11 +116,18 @@ def add_part(clocks, rows, places, gradients, share, token, limit, rule, weight,
         ages[digits] += 1
         if limit >= 0 and age > limit:
             continue
-        scale = factor
-        if law.shape[0] > 0 and last > version:
-            scale = factor * law[min(last - version, law.shape[0] - 1)]
+        scale = np.float32(weight)
+        if law.shape[0] > 0:
+            behind = ints_at(clocks, rows[i], 2)[1] - counts[i]
+            scale *= law[min(max(behind, 0), law.shape[0] - 1)]
         at = places[i]
         kept[at] += share
+        if on == ON_STEP:
+            steps[at] += share * scale
+            scale = factor
+        else:
+            steps[at] += share
+            scale *= factor
         row = sums[at]
         for j in range(row.shape[0]):
             row[j] += scale * gradients[i, j]

@@ -210,16 +210,14 @@ def _apply(state: State, gradients: list[int], commands: list[Command]) -> None:
             account.dropped += samples
             account.gradients_dropped += 1
         else:
-            factor = weight
+            factor = 1.0 if law is None or law.on == "step" else weight
             account.applied += samples
             account.gradients_applied += 1
-        rows = 1.0 if law is None or law.rows == "row" else weight
-        parts.append(Part(gradient, samples / total, factor, lease.token, rows, lease.version))
+        parts.append(Part(gradient, samples / total, factor, lease.token, weight, lease.version))
     state.version += 1
     state.fresh = 0
     account.updates += 1
-    row_weight = law if law is not None and law.rows == "row" else None
-    commands.append(Apply(state.version, tuple(parts), state.pace.limit, account.applied, row_weight, workers))
+    commands.append(Apply(state.version, tuple(parts), state.pace.limit, account.applied, law, workers))
 
 
 def _finish_data(state: State, commands: list[Command]) -> None:

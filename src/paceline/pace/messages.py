@@ -85,9 +85,10 @@ class Part:
     """One gradient's place in an update.
 
     share: its samples over the samples of all parts (all = divisor M for equal batches).
-    factor: what the dense gradient is multiplied by: 0.0 if the staleness rule cuts it, else its weight.
+    factor: what the dense gradient is multiplied by: 0.0 if the staleness rule cuts it, else its weight, or 1.0 if the
+        pace weighs steps.
     token: what the row rule compares a row's last update with.
-    weight: what the rows' gradients are multiplied by (1.0 where the pace weighs nothing, or weighs each row itself).
+    weight: for its staleness in updates (1.0 where the pace weighs nothing).
     version: of the parameters that it was granted on.
     """
 
@@ -105,7 +106,7 @@ class Apply:
 
     row_limit: a row of a part is kept if max(0, last_update - token) <= row_limit (None: always).
     samples: applied so far, this update included: the clock of learning-rate periods.
-    row_weight: the law by which each row is weighed by its own staleness, max(0, last_update - version), or None.
+    weighing: whether weights are on gradients or on steps, and by which law a row is weighed by its own staleness.
     workers: live workers, which that law may need.
     """
 
@@ -113,7 +114,7 @@ class Apply:
     parts: tuple[Part, ...]
     row_limit: int | None
     samples: int = 0
-    row_weight: Weight | None = None
+    weighing: Weight | None = None
     workers: int = 0
 
 

@@ -71,11 +71,11 @@ def command_line(command: Command) -> str:
     match command:
         case Grant(worker, gradient, token):
             return f"< grant {worker} {gradient} token {token}"
-        case Apply(version, parts, row_limit, samples, row_weight, workers):
+        case Apply(version, parts, row_limit, samples, weighing, workers):
             told = "; ".join(map(_part, parts))
             limit = "none" if row_limit is None else row_limit
-            rows = f" rows by {row_weight.law} {row_weight.k!r} of {workers}" if row_weight else ""
-            return f"< apply {version} limit {limit} samples {samples}{rows} | {told}"
+            law = f" {weighing.law} {weighing.k!r} of {weighing.rows} on {weighing.on}, {workers}" if weighing else ""
+            return f"< apply {version} limit {limit} samples {samples}{law} | {told}"
         case Drop(gradient, staleness):
             return f"< drop {gradient} staleness {staleness}"
         case Snapshot(version, pending):

@@ -60,15 +60,19 @@ class DenseBlock:
         self._parameters = list(module.parameters())  # once: to walk the module's tree costs more than the views
         self._sizes = [p.numel() for p in self._parameters]
 
-    def apply(self, gradient: Tensor, clock: Clock) -> None:
+    def apply(self, gradient: Tensor, clock: Clock, part: float = 1.0) -> None:
         """One optimizer step with the flat gradient, float32 [parameters]. torch's own optimizers count steps
-        themselves; the clock is for row optimizers."""
+        themselves; the clock is for row optimizers. part: of the step that is taken."""
+        before = self.flat.clone() if part < 1.0 else None
         # New views cost no more than copying the gradient behind lasting ones, and not the more the larger the model.
-        for p, part in zip(self._parameters, torch.split(gradient, self._sizes), strict=True):
-            p.grad = part.view_as(p)
+        for p, piece in zip(self._parameters, torch.split(gradient, self._sizes), strict=True):
+            p.grad = piece.view_as(p)
         if isinstance(self.optimizer, RowsOptimizer):
             self.optimizer.clock = clock
         self.optimizer.step()
+        if before is not None:
+            with torch.no_grad():
+                self.flat.sub_(before).mul_(part).add_(before)
 
     def weights(self) -> dict[str, Tensor]:
         """Named parameters (copies)."""

@@ -12,14 +12,15 @@ from torch import Tensor
 from paceline.pace import Weight
 from paceline.params.dense import DenseBlock
 from paceline.params.sparse import Clock, Floats
-from paceline.params.table import NO_LAW, REDUCE, Ints, RowGradient, Table
+from paceline.params.table import NO_LAW, REDUCE, Counts, Ints, RowGradient, Table
 
 LAW_LENGTH = 1 << 16  # staleness up to which a row's weight is told apart
 
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """What a worker pushes: dense float32 [parameters]; rows int64 [n] (distinct) with row_gradients [n, weights].
+    """What a worker pushes: dense float32 [parameters]; rows int64 [n] (distinct) with row_gradients [n, weights];
+    counts int32 [n]: the updates that the rows had had when they were pulled.
 
     Both are of the mean loss over the batch's samples.
     """
@@ -27,6 +28,7 @@ class Gradient:
     dense: Tensor
     rows: Ints
     row_gradients: Floats
+    counts: Counts | None = None
 
     @property
     def bytes(self) -> int:
@@ -48,7 +50,6 @@ class Weighted:
     factor: float
     token: int
     weight: float = 1.0
-    version: int = 0
 
 
 class Shard:
@@ -67,16 +68,17 @@ class Shard:
         samples: int,
         parts: list[Weighted],
         row_limit: int | None,
-        row_weight: Weight | None = None,
+        weighing: Weight | None = None,
         workers: int = 0,
     ) -> float:
         """Make version `version`: sum the parts in their order, then one optimizer step on dense and touched rows.
 
         If every part is cut, the dense optimizer is not called: no slot decay, no momentum step (gba.md, section 4).
-        samples: applied so far, this update included; row_weight, workers: see `paceline.pace.Apply`. Returns the norm
+        samples: applied so far, this update included; weighing, workers: see `paceline.pace.Apply`. Returns the norm
         of the gradient that was applied, dense parameters and rows together.
         """
         clock = Clock(version, samples)
+        on_step, own = weighing is not None and weighing.on == "step", weighing is not None and weighing.rows == "row"
         total: Tensor | None = None
         for part in parts:
             scale = part.share * part.factor
@@ -87,20 +89,21 @@ class Shard:
             else:
                 total.add_(part.gradient.dense * scale)
         if total is not None and total.numel():
-            self.dense.apply(total, clock)
+            self.dense.apply(total, clock, _dense_step(parts) if on_step else 1.0)
         rows = [
-            RowGradient(p.gradient.rows, p.gradient.row_gradients, p.share, p.token, p.weight, p.version) for p in parts
+            RowGradient(g.rows, g.row_gradients, p.share, p.token, 1.0 if own else p.weight, g.counts)
+            for p, g in ((p, p.gradient) for p in parts)
         ]
         squares = 0.0 if total is None else float(total.dot(total))
         if rows:
-            self.table.apply(rows, clock, row_limit, self._rule, self._row_law(row_weight, workers))
+            self.table.apply(rows, clock, row_limit, self._rule, self._row_law(weighing, workers), on_step)
             squares += self.table.squares
         self.version = version
         return math.sqrt(squares) if math.isfinite(squares) else math.inf
 
     def _row_law(self, weight: Weight | None, workers: int) -> Floats:
         """The law as a table over a row's staleness, made anew only when it changes."""
-        if weight is None:
+        if weight is None or weight.rows != "row":
             return NO_LAW
         workers = workers if weight.law == "relative" else 0
         if self._law_of != (weight, workers):
@@ -112,3 +115,9 @@ class Shard:
     def pull_dense(self, into: Tensor) -> None:
         """Copy the dense parameters into a flat vector of the same length."""
         into.copy_(self.dense.flat)
+
+
+def _dense_step(parts: list[Weighted]) -> float:
+    """The weight of the dense step: that of the parts which were not cut, by their shares."""
+    taken = [(p.share, p.weight) for p in parts if p.factor > 0.0]
+    return sum(share * weight for share, weight in taken) / sum(share for share, _ in taken)

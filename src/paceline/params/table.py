@@ -14,8 +14,11 @@ from paceline.params.blocks import Blocks
 from paceline.params.sparse import Clock, Floats, SparseOptimizer
 
 Ints = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int32]
+Doubles = npt.NDArray[np.float64]
 
 REDUCE = {"global_mean": rows.GLOBAL_MEAN, "per_id_mean": rows.PER_ID_MEAN, "sum": rows.SUM}
+_NO_COUNTS: Counts = np.zeros(0, np.int32)
 NO_LAW: Floats = np.zeros(0, np.float32)
 _FULL = 0.6  # of the index's places
 _MOVED_PER_CALL = 1 << 15
@@ -23,15 +26,18 @@ _MOVED_PER_CALL = 1 << 15
 
 @dataclass(frozen=True, slots=True)
 class RowGradient:
-    """One gradient's rows: rows int64 [n] (distinct), gradients float32 [n, weights]; the others as in
-    `paceline.pace.Part`."""
+    """One gradient's rows: rows int64 [n] (distinct), gradients float32 [n, weights]; counts int32 [n]: updates that
+    the rows had had when they were pulled (needed under a law); the others as in `paceline.pace.Part`."""
 
     rows: Ints
     gradients: Floats
     share: float
     token: int
     weight: float = 1.0
-    version: int = 0
+    counts: Counts | None = None
+
+    def rows_counts(self) -> Counts:
+        return _NO_COUNTS if self.counts is None else self.counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,24 +104,37 @@ class Table:
 
     def pull(self, row_numbers: Ints, ids: Ints) -> Floats:
         """Weights float32 [n, weights]; where a row number is -1, what a new row of that id would start from."""
+        return self.pull_counted(row_numbers, ids)[0]
+
+    def pull_counted(self, row_numbers: Ints, ids: Ints) -> tuple[Floats, Counts]:
+        """The same, and the number of updates that each row has had, int32 [n]."""
         out = np.empty((row_numbers.shape[0], self.weights), np.float32)
-        width = self._records.width
-        rows.pull(self._records.addresses, width, row_numbers, ids, self.seed, self.bounds, out)
-        return out
+        counts = np.empty(row_numbers.shape[0], np.int32)
+        records, clocks = self._records, self._clocks
+        rows.pull(
+            records.addresses, records.width, clocks.addresses, row_numbers, ids, self.seed, self.bounds, out, counts
+        )
+        return out, counts
 
     def apply(
-        self, parts: list[RowGradient], clock: Clock, row_limit: int | None, reduce: int, law: Floats = NO_LAW
+        self,
+        parts: list[RowGradient],
+        clock: Clock,
+        row_limit: int | None,
+        reduce: int,
+        law: Floats = NO_LAW,
+        on_step: bool = False,
     ) -> int:
         """One update out of the parts' rows (see `rows.add_part` for the rule); `clock.updates` becomes the rows' last
-        update. law: float32, what a row's gradient is multiplied by for each update that its row had since the part's
-        version (the last one beyond the end), or empty. Returns the number of rows updated."""
+        update. law: float32, what a row's gradient (or, on_step, its step) is multiplied by for each update that its
+        row had since it was pulled (the last one beyond the end), or empty. Returns the number of rows updated."""
         if len(parts) == 1:
             distinct = parts[0].rows
             places = np.arange(distinct.shape[0], dtype=np.int32)
         else:
             distinct, places = unique(np.concatenate([part.rows for part in parts]))
         sums = np.zeros((distinct.shape[0], self.weights), np.float32)
-        kept = np.zeros(distinct.shape[0], np.float64)
+        kept, steps = np.zeros(distinct.shape[0], np.float64), np.zeros(distinct.shape[0], np.float64)
         start = 0
         for part in parts:
             stop = start + part.rows.shape[0]
@@ -124,21 +143,23 @@ class Table:
                 part.rows,
                 places[start:stop],
                 part.gradients,
+                part.rows_counts(),
                 part.share,
                 part.token,
                 -1 if row_limit is None else row_limit,
                 reduce,
                 part.weight,
-                part.version,
                 law,
+                rows.ON_STEP if on_step else rows.ON_GRADIENT,
                 self.ages,
                 sums,
                 kept,
+                steps,
             )
             start = stop
         rows.finish_sums(reduce, sums, kept)
         self.squares = float(np.vdot(sums, sums))
-        return self._update(distinct, sums, kept, clock)
+        return self._update(distinct, sums, kept, steps, clock)
 
     def blocks(self) -> Iterator[RowBlock]:
         """Every row, block by block, in order of row number; copies of one block at a time."""
@@ -160,20 +181,28 @@ class Table:
         width = self._records.width
         optimizers.write_records(self._records.addresses, width, self._clocks.addresses, numbers, values, clocks)
 
-    def _update(self, distinct: Ints, sums: Floats, kept: npt.NDArray[np.float64], clock: Clock) -> int:
+    def _update(self, distinct: Ints, sums: Floats, kept: Doubles, steps: Doubles, clock: Clock) -> int:
         records, clocks, width = self._records.addresses, self._clocks.addresses, self._records.width
         if self.optimizer.kind >= 0:
             kind, periods, hyper = self.optimizer.kind, self.optimizer.periods(clock), self._hyper
             version = clock.updates
             return int(
-                optimizers.update_rows(kind, records, width, clocks, distinct, sums, kept, version, periods, hyper)
+                optimizers.update_rows(
+                    kind, records, width, clocks, distinct, sums, kept, steps, version, periods, hyper
+                )
             )
         chosen = kept > 0
         numbers, grads = distinct[chosen], sums[chosen]
         values = np.empty((numbers.shape[0], width), np.float32)
         times = np.empty((numbers.shape[0], 2), np.int64)
         optimizers.read_records(records, width, clocks, numbers, values, times)
+        before = values[:, : self.weights].copy()
         self.optimizer.update(values[:, : self.weights], values[:, self.weights :], grads, clock)
+        part = (steps[chosen] / kept[chosen]).astype(np.float32)[:, None]
+        if (part < 1).any():
+            values[:, : self.weights] = np.where(
+                part < 1, before + part * (values[:, : self.weights] - before), values[:, : self.weights]
+            )
         times[:, 0] = clock.updates
         times[:, 1] += 1
         self._write(numbers, values, times)

@@ -103,7 +103,7 @@ class Replica:
         count = len(self._parameters)
         dense = torch.cat([g.reshape(-1) for g in grads[:count]]) if count else torch.zeros(0)
         sums = row_sums(self.layout, batch, pulled, list(grads[count:]))
-        return float(loss.detach()), Gradient(dense, pulled.numbers, sums)
+        return float(loss.detach()), Gradient(dense, pulled.numbers, sums, pulled.counts)
 
     @torch.no_grad()
     def predict(self, batch: Batch, pulled: Pulled) -> Floats:
@@ -158,5 +158,11 @@ class StackedReplica:
         made = []
         for k, (batch, pull) in enumerate(zip(batches, pulled, strict=True)):
             sums = row_sums(replica.layout, batch, pull, [g[k] for g in grads[1:]])
-            made.append((float(losses[k].detach()), Gradient(grads[0][k].clone(), pull.numbers, sums), statistics[k]))
+            made.append(
+                (
+                    float(losses[k].detach()),
+                    Gradient(grads[0][k].clone(), pull.numbers, sums, pull.counts),
+                    statistics[k],
+                )
+            )
         return made
