@@ -20,6 +20,7 @@ from paceline.models.normalise import LocalBatchNorm
 from paceline.models.registry import build_model
 from paceline.naming import look_up
 from paceline.params.dense import DenseBlock, make_optimizer
+from paceline.params.dense_rows import RowsOptimizer
 from paceline.params.row_optimizers import BUILT_IN, row_optimizer
 from paceline.params.shard import Shard
 from paceline.params.sparse import SparseOptimizer
@@ -109,13 +110,27 @@ def assemble(config: JobConfig, base: Path, replicas: int | None = None) -> Job:
     # A uniform number in +-b has standard deviation b / sqrt(3).
     bounds = np.concatenate([np.full(part.width, part.std * 3**0.5, np.float32) for part in parts])
     sparse = config.optimizer.sparse
-    table = Table(bounds, sparse_optimizer(sparse.name, dict(sparse.options)), config.seed)
+    optimizer = sparse_optimizer(sparse.name, dict(sparse.options))
+    table = Table(bounds, optimizer, config.seed)
     dense_options = {key: _maybe_number(key, value) for key, value in config.optimizer.dense.options.items()}
     dense = DenseBlock(model, make_optimizer(config.optimizer.dense.name, dense_options, model))
+    _check_weights(config, optimizer, dense)
     route = DirectRoute(Shard(table, dense, sparse.reduce))
     count = config.workers if replicas is None else replicas
     made = [Replica(make_model(config, inputs), layout, config.precision) for _ in range(count)]
     return Job(config, log.schema, log, day_files(config, base), layout, route, made, Statistics(made[0].statistics))
+
+
+def _check_weights(config: JobConfig, rows: SparseOptimizer, dense: DenseBlock) -> None:
+    """Raise ConfigError if a pace weighs steps of an optimizer that has none."""
+    of_dense = dense.optimizer.rows if isinstance(dense.optimizer, RowsOptimizer) else None
+    for name, chosen in (("sparse", rows), ("dense", of_dense)):
+        for pace in (config.pace, *(switch.pace for switch in config.switch)):
+            if pace.weight is not None and pace.weight.on == "step" and chosen is not None and chosen.closed_form:
+                raise ConfigError(
+                    f"pace.weight.on: step does not go with optimizer.{name}, whose weights are a function of sums of"
+                    " gradients; use on: gradient"
+                )
 
 
 def _maybe_number(key: str, value: Any) -> Any:

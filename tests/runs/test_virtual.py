@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tools import assert_same_state, interrupt_at, job, synthetic
+from tools import assert_same_state, interrupt_at, job, state_of, synthetic
 
 from paceline import pace
 from paceline.clusterspec import ClusterSpec
@@ -274,3 +274,49 @@ def test_a_cluster_file_is_checked(tmp_path):
     (tmp_path / "t.csv").write_text("worker,seconds\na,-1\n")
     with pytest.raises(Exception, match="line 2: '-1' is no time"):
         load_times(spec, tmp_path)
+
+
+def test_steps_of_ftrl_cannot_be_weighed(log, tmp_path):
+    weight = {"law": "power", "on": "step"}
+    for part, other in (("sparse", "dense"), ("dense", "sparse")):
+        options = {f"optimizer__{part}": {"name": "ftrl_swap"}, f"optimizer__{other}": {"name": "sgd", "lr": 0.01}}
+        with pytest.raises(ConfigError, match=f"pace.weight.on: step does not go with optimizer.{part}"):
+            run(job(log, pace={"name": "async", "weight": weight}, **options), cluster(2), log, tmp_path / part)
+
+
+def test_stacked_gradients_are_the_same_but_for_rounding(log, tmp_path):
+    """Also with batch normalisation, whose statistics are each worker's own."""
+    config = job(log, pace__name="async", normalise="local_batch")
+    spec = cluster(40, compute={"jitter_sigma": 0.3})
+    one = run(config, spec, log, tmp_path / "one", threads=1)
+    many = run(config, spec, log, tmp_path / "many", stacked=16)
+    assert many["virtual_seconds"] == one["virtual_seconds"]
+    assert many["auc"] == pytest.approx(one["auc"], abs=2e-3)
+    assert many["staleness_mean"] == one["staleness_mean"]
+    first, second = (state_of(tmp_path / name) for name in ("one", "many"))
+    np.testing.assert_array_equal(first[0]["count"], second[0]["count"])
+    close = np.isclose(first[0]["weights"], second[0]["weights"], rtol=1e-2, atol=1e-3).mean()
+    assert close > 0.98
+
+
+@pytest.mark.parametrize("mode", ["local_batch", "local_moving"])
+def test_normalised_runs_are_evaluated_with_pooled_statistics(log, tmp_path, mode):
+    """The checkpoint holds the pooled statistics and each worker's own; evaluating it says what the run said."""
+    from safetensors.numpy import load_file
+
+    from paceline.evaluate import evaluate_run
+
+    config = job(log, normalise=mode, workers=2)
+    train(config, log, tmp_path / "run")
+    path = sorted((tmp_path / "run" / "checkpoints").glob("[0-9]*"))[-1] / "statistics.safetensors"
+    stored = load_file(path)
+    assert set(stored) == {"pooled", "worker-0", "worker-1"}
+    mean, var = np.split(np.stack([stored["worker-0"], stored["worker-1"]]).astype(np.float64), 2, axis=1)
+    pooled = np.concatenate([mean.mean(0), (var + mean**2).mean(0) - mean.mean(0) ** 2])
+    np.testing.assert_allclose(stored["pooled"], pooled, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(stored["worker-0"], stored["worker-1"])
+    days = [str(log / f"day_{d}.tsv.gz") for d in (0, 1)]
+    train(job(log, normalise=mode, data__days=days[:1]), log, tmp_path / "first")
+    said = next(x for x in read_metrics(tmp_path / "run") if x["event"] == "evaluation")["auc"]
+    # Which worker had which batch, and so the statistics, is a matter of time; the parameters are not.
+    assert evaluate_run(tmp_path / "first", days[1:])["auc"] == pytest.approx(said, abs=0.02)

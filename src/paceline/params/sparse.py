@@ -33,10 +33,12 @@ class Clock:
 class SparseOptimizer(ABC):
     """How rows change.
 
-    kind: the number of the built-in kernel, or -1: `update` is called.
+    kind: the number of the built-in kernel, or -1: `update` is called. closed_form: weights are a function of slots,
+    so that they cannot go a part of a step only (`Weight.on`).
     """
 
     kind: ClassVar[int] = -1
+    closed_form: ClassVar[bool] = False
 
     @abstractmethod
     def slots(self, width: int) -> int:
@@ -190,6 +192,7 @@ class FTRL(SparseOptimizer):
     l1: float = 0.0
     l2: float = 0.0
     kind: ClassVar[int] = kernels.FTRL
+    closed_form: ClassVar[bool] = True
 
     def slots(self, width: int) -> int:
         return 2 * width

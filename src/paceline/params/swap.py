@@ -244,6 +244,7 @@ class FTRLSWAP(Swap):
     l1: float = 0.0
     l2: float = 0.0
     kind: ClassVar[int] = kernels.FTRL_SWAP
+    closed_form: ClassVar[bool] = True
 
     def slots(self, width: int) -> int:
         return 2 * width + 1
