@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import COLOURS, MODEL, Arm, Log, Result, Study, axes, mean_spread, merged, table
 
-RATES = (0.02, 0.05)
+RATES = (0.05,)
 DECAYS = (0.5, 0.8, 0.9, 0.95)
 JOB: dict[str, Any] = {
     "model": MODEL,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         backup_workers,
         bounded_staleness,
         bulk_synchronous,
+        damped,
         gba,
         sync,
     )
@@ -64,6 +65,7 @@ _HOMES = {
         "backup_workers",
         "bounded_staleness",
         "bulk_synchronous",
+        "damped",
         "gba",
         "sync",
     ),
@@ -99,6 +101,7 @@ __all__ = [
     "backup_workers",
     "bounded_staleness",
     "bulk_synchronous",
+    "damped",
     "evaluate_run",
     "gba",
     "load_config",

@@ -126,7 +126,8 @@ def _check_weights(config: JobConfig, rows: SparseOptimizer, dense: DenseBlock) 
     of_dense = dense.optimizer.rows if isinstance(dense.optimizer, RowsOptimizer) else None
     for name, chosen in (("sparse", rows), ("dense", of_dense)):
         for pace in (config.pace, *(switch.pace for switch in config.switch)):
-            if pace.weight is not None and pace.weight.on == "step" and chosen is not None and chosen.closed_form:
+            weight = pace.build(config.gradients).weight
+            if weight is not None and weight.on == "step" and chosen is not None and chosen.closed_form:
                 raise ConfigError(
                     f"pace.weight.on: step does not go with optimizer.{name}, whose weights are a function of sums of"
                     " gradients; use on: gradient"

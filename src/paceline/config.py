@@ -148,11 +148,12 @@ _PACE_OPTIONS: dict[str, tuple[str, ...]] = {
     "backup_workers": ("backup",),
     "bulk_synchronous": ("weight",),
     "gba": ("max_staleness", "tokens", "weight"),
+    "damped": ("weight",),
 }
 
 
 class PaceConfig(Strict):
-    name: Literal["sync", "async", "bounded_staleness", "backup_workers", "bulk_synchronous", "gba"]
+    name: Literal["sync", "async", "bounded_staleness", "backup_workers", "bulk_synchronous", "gba", "damped"]
     max_staleness: int | None = Field(3, ge=0)
     tokens: Literal["data", "version"] = "data"
     bound: int = Field(2, ge=0)
@@ -181,6 +182,8 @@ class PaceConfig(Strict):
                 return p.backup_workers(gradients, self.backup)
             case "bulk_synchronous":
                 return p.bulk_synchronous(gradients, weight)
+            case "damped":
+                return p.damped(gradients, weight)
             case "gba":
                 return p.gba(gradients, self.max_staleness, self.tokens, weight)
 

@@ -26,6 +26,7 @@ paces = st.one_of(
     st.builds(p.bounded_staleness, st.integers(0, 4)),
     st.builds(p.backup_workers, st.integers(1, 8), st.integers(0, 4)),
     st.builds(p.bulk_synchronous, st.integers(1, 9)),
+    st.builds(p.damped, st.integers(1, 9)),
     st.builds(
         p.gba,
         st.integers(1, 9),

@@ -30,6 +30,7 @@ from paceline.pace.values import (
     backup_workers,
     bounded_staleness,
     bulk_synchronous,
+    damped,
     gba,
     sync,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "bounded_staleness",
     "bulk_synchronous",
     "command_line",
+    "damped",
     "event_line",
     "from_json",
     "gba",

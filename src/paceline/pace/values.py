@@ -104,6 +104,12 @@ def bulk_synchronous(gradients: int, weight: Weight | None = None) -> Pace:
     return Pace("bulk_synchronous", buffer=gradients, weight=weight)
 
 
+def damped(gradients: int, weight: Weight | None = None) -> Pace:
+    """For thousands of workers (ours, evidence/three_thousand.py): aggregates like `bulk_synchronous`; rows and dense
+    part go a share of the optimizer's step that falls with the updates they missed (default: power law, k = 4)."""
+    return Pace("damped", buffer=gradients, weight=weight or Weight("power", 4.0, "row", "step"))
+
+
 def gba(gradients: int, max_staleness: int | None = 3, tokens: Tokens = "data", weight: Weight | None = None) -> Pace:
     """Global batch aggregation: `gradients` per update, those staler than `max_staleness` updates are cut."""
     return Pace("gba", buffer=gradients, limit=max_staleness, tokens=tokens, holds=True, weight=weight)
