@@ -126,7 +126,7 @@ class RunDir:
     def trace(self, line: str) -> None:
         """Append a line to the pace trace."""
         if self._trace is not None:
-            with storing(self.path / TRACE):
+            with storing(self._trace.name):
                 self._trace.write(line + "\n")
 
     def trace_bytes(self) -> int:
