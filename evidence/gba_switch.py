@@ -77,7 +77,12 @@ def report(study: Study, results: list[Result], at: int, days: int) -> None:
         differences = [
             mean_spread([r.auc()[day] - sync[r.arm.seed][day] for r in found if day in r.auc()]) for day in after
         ]
-        ks = [distance(_norms(r, "update_norm", after), _norms(runs["sync"][0], "update_norm", after)) for r in found]
+        ks = [
+            distance(_norms(r, "update_norm", after), _norms(own, "update_norm", after))
+            for r in found
+            for own in runs["sync"]
+            if own.arm.seed == r.arm.seed
+        ]
         ends = [r.days[-1] for r in found]
         rows.append(
             [
@@ -91,7 +96,7 @@ def report(study: Study, results: list[Result], at: int, days: int) -> None:
                 f"{statistics.mean(ks):.3f}",
             ]
         )
-    head = ["pace from day " + str(at), "mean AUC", *(f"day {d} − sync" for d in after), "largest mean |difference|"]
+    head = ["pace from day " + str(at), "mean AUC", *(f"day {d} − sync" for d in after), "largest mean difference, absolute"]
     head += ["staleness mean / max", "dropped", "idle", "KS of update norms to sync"]
     minutes = sum(r.minutes for r in results)
     text = f"# GBA: a switch with no hyper-parameter touched\n\n    {study.command}\n\n{(__doc__ or '').strip()}\n\n"

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-WORK = Path(os.environ.get("PACELINE_EVIDENCE", HERE / ".work"))
+WORK = Path(os.environ.get("PACELINE_EVIDENCE", HERE / ".work")).absolute()
+DATA = Path(os.environ.get("PACELINE_DATA", HERE.parents[1] / "shared" / "data")).resolve()
 
 # A model that is small enough for fifty million rows on two cores: what is claimed is of the pace, not of the model.
 MODEL = {"name": "deepfm", "dim": 8, "hidden": [32]}
@@ -90,8 +91,8 @@ class Arm:
     tags: dict[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """Everything that its numbers depend on."""
-        return {
+        """Everything that its numbers depend on, with no path of this machine."""
+        found = {
             "job": self.job,
             "cluster": self.cluster,
             "log": None if self.log is None else vars(self.log),
@@ -99,6 +100,13 @@ class Arm:
             "start": None if self.start is None else self.start.settings(),
             "at": self.at,
         }
+        plain: dict[str, Any] = json.loads(portable(json.dumps(found)))
+        return plain
+
+
+def portable(text: str) -> str:
+    """The text with names in place of the folders of this machine."""
+    return text.replace(str(WORK), "$WORK").replace(str(DATA), "$DATA").replace(str(HERE.parent), "$HERE")
 
 
 def merged(base: dict[str, Any], *more: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +169,7 @@ class Study:
             futures = {pool.submit(perform, arm, self.claim): arm for arm in waiting}
             for done in as_completed(futures):
                 arm, value = futures[done], done.result()
-                self._path(arm).write_text(json.dumps({"settings": arm.settings(), **value}))
+                self._path(arm).write_text(portable(json.dumps({"settings": arm.settings(), **value})) + "\n")
                 told = f"AUC {value['lines'][-1]['auc'] or 0:.5f} {value['minutes']:.1f} min"
                 print(f"  {arm.name} seed {arm.seed}: {told}", flush=True)
         stored = [self._stored(arm) for arm in arms]
@@ -175,7 +183,7 @@ class Study:
         if not path.exists():
             return None
         value = json.loads(path.read_text())
-        if value["settings"] != json.loads(json.dumps(arm.settings())):
+        if value["settings"] != arm.settings():
             return None
         return Result(arm, value["lines"], value["days"], value["minutes"])
 
