@@ -96,7 +96,12 @@ def report(study: Study, results: list[Result], at: int, days: int) -> None:
                 f"{statistics.mean(ks):.3f}",
             ]
         )
-    head = ["pace from day " + str(at), "mean AUC", *(f"day {d} − sync" for d in after), "largest mean difference, absolute"]
+    head = [
+        "pace from day " + str(at),
+        "mean AUC",
+        *(f"day {d} − sync" for d in after),
+        "largest mean difference, absolute",
+    ]
     head += ["staleness mean / max", "dropped", "idle", "KS of update norms to sync"]
     minutes = sum(r.minutes for r in results)
     text = f"# GBA: a switch with no hyper-parameter touched\n\n    {study.command}\n\n{(__doc__ or '').strip()}\n\n"

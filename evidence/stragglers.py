@@ -39,7 +39,7 @@ def cluster(factor: float, share: float, jitter: float) -> dict[str, Any]:
 
 def main() -> None:
     study = Study("stragglers", __doc__ or "")
-    rounds = 6 if study.quick else 40
+    rounds = 6 if study.quick else 16
     points = [(f, 0.05, 0.0) for f in FACTORS] + [(f, 0.05, 0.2) for f in FACTORS]
     points += [(5, s, 0.0) for s in SHARES if s != 0.05]
     if study.quick:

@@ -12,7 +12,8 @@ from typing import Any
 
 from harness import COLOURS, MODEL, Arm, Log, Result, Study, axes, mean_spread, merged, table
 
-RATES = (0.05,)
+RATE = 0.05
+CONTROLS = (0.1, 0.2)  # does Adagrad only want a higher learning rate?
 DECAYS = (0.5, 0.8, 0.9, 0.95)
 JOB: dict[str, Any] = {
     "model": MODEL,
@@ -38,13 +39,13 @@ def main() -> None:
     days, rows = (6, 20_000) if study.quick else (40, 250_000)
     arms = []
     for seed in study.seeds:
-        for rate in RATES[-1:] if study.quick else RATES:
-            for decay in (None, *DECAYS):
-                name = f"adagrad-lr{rate:g}" if decay is None else f"swap{decay:g}-lr{rate:g}"
-                job = merged(JOB, {"optimizer": optimizer(rate, decay, rows // 4)})
-                tags = {"decay": decay, "rate": rate}
-                cluster = {"workers": 1, "compute": {"fixed_ms": 20}}
-                arms.append(Arm(name, job, cluster, Log(days * rows, days, seed, vocabulary=100_000), seed, tags=tags))
+        kinds: list[tuple[float, float | None]] = [(RATE, None), *((RATE, decay) for decay in DECAYS)]
+        for rate, decay in [*kinds, *((rate, None) for rate in CONTROLS)]:
+            name = f"adagrad-lr{rate:g}" if decay is None else f"swap{decay:g}-lr{rate:g}"
+            job = merged(JOB, {"optimizer": optimizer(rate, decay, rows // 4)})
+            tags = {"decay": decay, "rate": rate}
+            cluster = {"workers": 1, "compute": {"fixed_ms": 20}}
+            arms.append(Arm(name, job, cluster, Log(days * rows, days, seed, vocabulary=100_000), seed, tags=tags))
     report(study, study.run(arms), days)
 
 
@@ -56,18 +57,23 @@ def mean_auc(result: Result, days: range) -> float:
 def report(study: Study, results: list[Result], days: int) -> None:
     thirds = [range(1, days // 3), range(days // 3, 2 * days // 3), range(2 * days // 3, days)]
     names = list(dict.fromkeys(r.arm.name for r in results))
-    plain = {(r.arm.tags["rate"], r.arm.seed): r for r in results if r.arm.tags["decay"] is None}
+    plain = {r.arm.seed: r for r in results if r.arm.tags == {"decay": None, "rate": RATE}}
     rows = []
     for name in names:
         runs = [r for r in results if r.arm.name == name]
         tags = runs[0].arm.tags
-        gains = [mean_auc(r, thirds[2]) - mean_auc(plain[tags["rate"], r.arm.seed], thirds[2]) for r in runs]
+        gains = [mean_auc(r, thirds[2]) - mean_auc(plain[r.arm.seed], thirds[2]) for r in runs]
         rows.append(
             ["Adagrad" if tags["decay"] is None else f"Adagrad-SWAP, decay {tags['decay']:g}", f"{tags['rate']:g}"]
             + [mean_spread([mean_auc(r, third) for r in runs]) for third in thirds]
-            + ["" if tags["decay"] is None else mean_spread(gains)]
+            + ["" if tags == {"decay": None, "rate": RATE} else mean_spread(gains)]
         )
-    head = ["optimizer", "lr", *(f"mean next-day AUC, days {t[0]}–{t[-1]}" for t in thirds), "last third − Adagrad"]
+    head = [
+        "optimizer",
+        "lr",
+        *(f"mean next-day AUC, days {t[0]}–{t[-1]}" for t in thirds),
+        f"last third − Adagrad at {RATE:g}",
+    ]
     text = f"# SWAP over {days} drifting days\n\n    {study.command}\n\n{(__doc__ or '').strip()}\n\n"
     text += f"{results[0].arm.log.rows // days:,} rows a day, {len(study.seeds)} seed(s), ± half the range; "  # type: ignore[union-attr]
     text += f"{sum(r.minutes for r in results):.0f} minutes of one core.\n\n{table(head, rows)}"
@@ -75,28 +81,29 @@ def report(study: Study, results: list[Result], days: int) -> None:
     _plot(study, results, plain)
 
 
-def _plot(study: Study, results: list[Result], plain: dict[tuple[float, int], Result]) -> None:
+def _plot(study: Study, results: list[Result], plain: dict[int, Result]) -> None:
     from matplotlib.figure import Figure
 
-    rates = sorted({r.arm.tags["rate"] for r in results})
-    figure = Figure(figsize=(6.5 * len(rates), 4.4))
-    for place, rate in enumerate(rates, 1):
-        axis = axes(figure, 1, len(rates), place)
-        for decay, colour in zip(DECAYS, COLOURS[1:], strict=False):
-            runs = [r for r in results if r.arm.tags == {"decay": decay, "rate": rate}]
-            if not runs:
-                continue
-            days = sorted(runs[0].auc())
-            gains = {d: [r.auc()[d] - plain[rate, r.arm.seed].auc()[d] for r in runs] for d in days}
-            axis.plot(days, [statistics.mean(gains[d]) for d in days], color=colour, label=f"decay {decay:g}")
-            axis.fill_between(
-                days, [min(gains[d]) for d in days], [max(gains[d]) for d in days], color=colour, alpha=0.15
-            )
-        axis.axhline(0, color=COLOURS[0], linewidth=1.5, label="Adagrad")
-        axis.set_xlabel("day (evaluated before it is trained on)")
-        axis.set_ylabel("next-day AUC − Adagrad's")
-        axis.set_title(f"Adagrad-SWAP against Adagrad, learning rate {rate:g}", loc="left")
-        axis.legend(frameon=False, fontsize=9)
+    figure = Figure(figsize=(9, 4.8))
+    axis = axes(figure, 1, 1, 1)
+    kinds = [(f"decay {decay:g}", {"decay": decay, "rate": RATE}) for decay in DECAYS]
+    kinds += [(f"Adagrad, learning rate {rate:g}", {"decay": None, "rate": rate}) for rate in CONTROLS]
+    for (label, tags), colour in zip(kinds, COLOURS[1:], strict=False):
+        runs = [r for r in results if r.arm.tags == tags]
+        if not runs:
+            continue
+        days = sorted(runs[0].auc())
+        gains = {d: [r.auc()[d] - plain[r.arm.seed].auc()[d] for r in runs] for d in days}
+        style = "-" if tags["decay"] is not None else ":"
+        axis.plot(days, [statistics.mean(gains[d]) for d in days], style, color=colour, label=label)
+        if tags["decay"] is not None:
+            low, high = ([pick(gains[d]) for d in days] for pick in (min, max))
+            axis.fill_between(days, low, high, color=colour, alpha=0.12)
+    axis.axhline(0, color=COLOURS[0], linewidth=1.5, label=f"Adagrad, learning rate {RATE:g}")
+    axis.set_xlabel("day (evaluated before it is trained on)")
+    axis.set_ylabel("next-day AUC − Adagrad's")
+    axis.set_title(f"Adagrad-SWAP (learning rate {RATE:g}) against Adagrad", loc="left")
+    axis.legend(frameon=False, fontsize=9)
     study.figure("plot.png", figure)
 
 
