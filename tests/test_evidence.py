@@ -43,7 +43,7 @@ def test_quick_mode(script, work):
             assert end["virtual_seconds"] > 0
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", sorted(p.parent.name for p in (ROOT / "evidence" / "results").glob("*/table.md")))
 def test_committed_results_are_complete(script):
     """What is committed was made by the full mode with at least three seeds."""
     out = ROOT / "evidence" / "results" / script
