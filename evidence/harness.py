@@ -34,6 +34,7 @@ DATA = Path(os.environ.get("PACELINE_DATA", HERE.parents[1] / "shared" / "data")
 MODEL = {"name": "deepfm", "dim": 8, "hidden": [32]}
 FIELDS, NUMBERS = 10, 2
 STACKED = 32
+VERSION = 2  # of what simulations mean: raised when a change of the runtime alters numbers, so that all is run again
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Arm:
     def settings(self) -> dict[str, Any]:
         """Everything that its numbers depend on, with no path of this machine."""
         found = {
+            "version": VERSION,
+            "stacked": STACKED,
             "job": self.job,
             "cluster": self.cluster,
             "log": None if self.log is None else vars(self.log),

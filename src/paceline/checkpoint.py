@@ -53,7 +53,7 @@ def save(
     folder: Path, shard: Shard, state: dict[str, Any], keep: int, sound: int = -1, statistics: Statistics | None = None
 ) -> Path:
     """Write checkpoints/<updates> under `folder` and remove all but the newest `keep`, and the newest up to version
-    `sound`. statistics: of batch normalisation; exported here. Returns its path.
+    `sound`. statistics: of batch normalisation. Returns its path.
 
     Raises StorageError, or LossError if a parameter is not finite; what was stored before is untouched then.
     """
@@ -71,7 +71,7 @@ def save(
             safetensors.torch.save_file(shard.dense.weights(), temporary / "dense.safetensors")
             safetensors.torch.save_file(tensors, temporary / "dense_optimizer.safetensors")
             if statistics is not None:
-                told_apart = {"pooled": statistics.export(), **statistics.workers}
+                told_apart = {"pooled": statistics.current(), **statistics.workers}
                 safetensors.torch.save_file({k: v.clone() for k, v in told_apart.items()}, temporary / STATISTICS)
             told = {"format": FORMAT, "version": shard.version, "dense_optimizer": rest, **state}
             (temporary / "state.json").write_text(json.dumps(told))

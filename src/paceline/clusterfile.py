@@ -19,7 +19,7 @@ def load_cluster(path: Path, overrides: list[str] | None = None) -> ClusterSpec:
 
 
 def load_times(spec: ClusterSpec, base: Path) -> list[Doubles] | None:
-    """Recorded times, seconds, one array for each worker in the order of their names; None if none are named.
+    """Recorded times, seconds, an array for each worker in the order of their first lines; None if none are named.
 
     The file is CSV with a header and the columns `worker` (any name) and `seconds`, a line for each gradient in the
     order in which the worker computed them. Raises ConfigError or DataError naming the line.
@@ -40,7 +40,7 @@ def load_times(spec: ClusterSpec, base: Path) -> list[Doubles] | None:
         raise ConfigError(f"stragglers.trace: {path} cannot be read as CSV: {error}") from None
     if not found:
         raise DataError(f"{path}: no times in it; write a line `worker,seconds` for each gradient")
-    return [np.array(found[name]) for name in sorted(found)]
+    return [np.array(times) for times in found.values()]
 
 
 def _seconds(path: Path, line: int, text: str | None) -> float:

@@ -100,7 +100,7 @@ class WeightConfig(Strict):
     """What staleness takes off a gradient (see paceline.pace.Weight)."""
 
     law: Literal["power", "log", "relative", "inverse", "none"] = "power"
-    k: float = Field(2.0, gt=0, allow_inf_nan=False)
+    k: float = Field(2.0, ge=0.25, allow_inf_nan=False)
     rows: Literal["gradient", "row"] = "gradient"
     on: Literal["gradient", "step"] = "gradient"
 

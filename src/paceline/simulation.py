@@ -48,6 +48,11 @@ def simulate(
     """
     watcher = watcher or Silent()
     config = config.model_copy(update={"workers": spec.workers})
+    if config.batch.local is None and config.local_batch * spec.workers > config.batch.global_:
+        watcher.note(
+            f"batch.global ({config.batch.global_:,}) does not divide by {spec.workers:,} workers: each gradient is of"
+            " the whole global batch; set batch.local"
+        )
     times = load_times(spec, cluster_base or base)
     if spec.compute.measure:
         spec = _measured(config, spec, base, run_dir, resume, watcher)
@@ -58,7 +63,7 @@ def simulate(
             replace_text(path, yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False))
         return VirtualBody(spec, job.route, job.replicas, job.statistics, times, stacked)
 
-    replicas = 1 if stacked > 1 else min(threads or os.cpu_count() or 1, spec.workers)
+    replicas = min(threads or os.cpu_count() or 1, spec.workers)
     return train(config, base, run_dir, resume, watcher, body, replicas)
 
 

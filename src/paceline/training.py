@@ -25,6 +25,7 @@ from paceline.rundir import RunDir, storing
 from paceline.runtimes.body import Body
 from paceline.runtimes.coordinator import Coordinator
 from paceline.runtimes.local import LocalBody
+from paceline.tally import Tally, count
 from paceline.telemetry import Telemetry
 from paceline.watcher import Silent, Watcher
 
@@ -88,8 +89,7 @@ class Trainer:
         self._seconds = 0.0
         self._started = time.monotonic()
         self._day_rate = 0.0
-        self._totals = Telemetry()  # of the days before this one
-        self._last_day: dict[str, Any] = {}  # what the metrics say of the last trained day
+        self.tally = Tally(body)
         self._trained_seconds = 0.0
         self._day_started: float | None = None
         self._saved_at = 0
@@ -116,10 +116,7 @@ class Trainer:
             self.seen = list(state["seen"])
             self._seconds, self._trained_seconds = state["seconds"], state["trained_seconds"]
             self._last_result, self._day_rate = state["last_result"], state["day_rate"]
-            self._last_day = state["last_day"]
-            self._totals, counted = (Telemetry.from_json(state[key]) for key in ("totals", "counted"))
-            if state["body"]:
-                self.body.restore(state["body"])
+            counted = self.tally.restore(state["tally"])
             lines, trace_bytes, skipped = state["metrics_lines"], state["trace_bytes"], state["rows_skipped"]
             account = state["machine"]["account"]
             pace = scheduled_pace(self.config, self.day, account["applied"] + account["dropped"])
@@ -134,7 +131,14 @@ class Trainer:
         self.run.trace(p.start_line(machine))
         self.curves = Curves(self.run.path / "curves", machine.account.read if loaded else None)
         self.coordinator = Coordinator(
-            machine, self.job.route, self.run.trace, self._on_read, self._on_update, self.body.clock
+            machine,
+            self.job.route,
+            self.run.trace,
+            self._on_read,
+            self._on_update,
+            self.body.clock,
+            self._before_read,
+            self.job.statistics,
         )
         self.coordinator.progress.rows_skipped = skipped
         self.coordinator.telemetry = counted
@@ -203,7 +207,8 @@ class Trainer:
 
     def _train_day(self) -> None:
         account = self.coordinator.machine.account
-        read, dropped, started, clock = account.read, account.dropped, time.monotonic(), self.body.clock()
+        read, started = account.read, time.monotonic()
+        self.tally.begin_day(account)
         plan = Plan(self.day, self.config.local_batch, self.next.start, self.next.moments, again=tuple(self.again))
         self._day_started = started
         try:
@@ -214,38 +219,30 @@ class Trainer:
             self._trained_seconds += took
             self._day_started = None
         self._day_rate = (account.read - read) / took if took else 0.0
-        self._tell_day(account.read - read, account.dropped - dropped, self.body.clock() - clock)
+        self.job.statistics.export()
+        self._tell_day()
 
-    def _counted(self) -> Telemetry:
-        """What was counted since the last trained day."""
-        counted, ages = self.coordinator.telemetry, self.job.shard.table.ages
-        counted.rows += ages
-        ages[:] = 0
-        return counted
-
-    def _tell_day(self, read: int, dropped: int, seconds: float) -> None:
+    def _tell_day(self) -> None:
         """Write what was counted in a trained day, and count anew."""
-        account, counted = self.coordinator.machine.account, self._counted()
-        virtual = self.body.virtual
-        self._last_day = {
-            **counted.summary(dropped, read),
-            "samples_per_virtual_s": round(read / seconds, 1) if virtual and seconds else None,
-        }
+        account, counted = self.coordinator.machine.account, count(self.coordinator, self.job.shard.table)
+        self.tally.end_day(account, counted)
         told = {"day": self.day, "pace": self.coordinator.machine.pace.name, "samples_read": account.read}
-        self.run.histograms({**told, **self._last_day, **counted.to_json()})
+        self.run.histograms({**told, **self.tally.last_day, **counted.to_json()})
         self.curves.histograms("day", counted, account.read)
-        self._totals.merge(counted)
         self.coordinator.telemetry = Telemetry()
 
     # --- while workers run --------------------------------------------------------------------------------------
 
     def _on_read(self, batch: Batch) -> None:
-        """Note what was read (under the coordinator's lock), and switch if that is due at this number of samples."""
+        """Note what was read (under the coordinator's lock)."""
         self.again = [span for span in self.again if span.start != batch.span.start]
         self.seen = [self.seen[0] + batch.samples, self.seen[1] + int(batch.labels.sum())]
         self.run.skipped(batch.skipped)
+
+    def _before_read(self, batch: Batch) -> None:
+        """Switch the pace if that is due when this batch is read."""
         if self.config.switch:
-            read = self.coordinator.machine.account.read
+            read = self.coordinator.machine.account.read + batch.samples
             pace = scheduled_pace(self.config, self.day, read)
             if pace != self.coordinator.machine.pace:
                 self.coordinator.switch(pace)
@@ -268,10 +265,11 @@ class Trainer:
         now = time.monotonic()
         if now - self._drawn > 2.0 and account.updates:
             self._drawn = now
-            idle = self.coordinator.telemetry.idle_share
-            values = {"loss": progress.loss, "staleness": progress.staleness, "idle_share": idle}
-            values["dropped_share"] = account.dropped / account.read if account.read else 0.0
+            counted = count(self.coordinator, self.job.shard.table)
+            values = {"loss": progress.loss, "staleness": progress.staleness, "idle_share": counted.idle_share}
+            values |= {"dropped_share": account.dropped / max(account.read, 1), **self.tally.live(account)}
             self.curves.add("training", values, account.read)
+            self.curves.histograms("training", counted, account.read)
 
     # --- keeping and ending -------------------------------------------------------------------------------------
 
@@ -301,12 +299,13 @@ class Trainer:
             "trained_seconds": self._trained_seconds
             + (0.0 if self._day_started is None else time.monotonic() - self._day_started),
             "day_rate": self._day_rate,
-            "totals": self._totals.to_json(),
-            "counted": self._counted().to_json(),
-            "last_day": self._last_day,
-            "body": self.body.state(),
+            "tally": self.tally.to_json(count(coordinator, self.job.shard.table)),
             "last_result": self._last_result,
         }
+        if coordinator.machine.version != self.job.shard.version:
+            raise TrainingError(
+                f"version {coordinator.machine.version} was decided and {self.job.shard.version} is there: not stored"
+            )
         sound = coordinator.progress.sound
         with self.job.route.whole():  # a worker that holds a lease may be pulling, and so creating rows
             keep = self.config.checkpoint.keep
@@ -377,7 +376,7 @@ class Trainer:
             "seconds": round(self._total_seconds(), 3),
             "ids": len(self.job.shard.table),
             "virtual_seconds": round(self.body.clock(), 6) if self.body.virtual else None,
-            **self._last_day,
+            **self.tally.last_day,
         }
 
     def _end(self) -> dict[str, Any]:
@@ -385,11 +384,7 @@ class Trainer:
         self._check_account(0)
         self.day = len(self.job.days) - 1
         rate = account.read / self._trained_seconds if self._trained_seconds else 0.0
-        virtual = self.body.clock() if self.body.virtual else 0.0
-        self._last_day = {
-            **self._totals.summary(account.dropped, account.read),
-            "samples_per_virtual_s": round(account.read / virtual, 1) if virtual else None,
-        }
+        self.tally.end(account)
         line = self._line("end", rate)
         self.run.metrics(line)
         self.run.trace_bytes()

@@ -7,7 +7,10 @@ import pytest
 from tools import assert_same_state, interrupt_at, job, state_of, synthetic
 
 from paceline import pace
+from paceline.assembly import assemble
 from paceline.clusterspec import ClusterSpec
+from paceline.data.moments import no_moments
+from paceline.data.stream import Plan, day_batches
 from paceline.errors import ConfigError, Interrupted, TrainingError
 from paceline.rundir import read_metrics
 from paceline.simulation import CLUSTER, measure, simulate
@@ -36,6 +39,18 @@ def log(tmp_path_factory):
 
 def run(config, spec, log, folder, **more):
     return simulate(config, spec, log, folder, **more)
+
+
+def rows_of_log(log):
+    """Distinct ids of every gradient, counted from the log itself."""
+    from paceline.params.table import unique
+
+    found = 0
+    for day in range(3):
+        made = assemble(job(log), log, replicas=1)
+        plan = Plan(day, 32, moments=no_moments(len(made.schema.dense)))
+        found += sum(len(unique(b.flat_ids())[0]) for b in day_batches(made.log, made.days[day], plan))
+    return found
 
 
 def histograms(folder):
@@ -82,9 +97,9 @@ def test_a_trace_replays_and_staleness_is_workers_minus_one(log, tmp_path):
     counts = np.sum([np.pad(t["staleness"], (0, 8 - len(t["staleness"]))) for t in told], axis=0)
     assert counts.sum() == 3 * 63
     assert 14 < end["staleness_mean"] <= 19
-    assert end["staleness_max"] < 64
+    assert 19 < end["staleness_max"] < 40, "jitter makes some wait longer than others"
     rows = sum(sum(t["row_staleness"]) for t in told)
-    assert rows > 63 * 32
+    assert rows == rows_of_log(log), "every row of every gradient"
     norms = told[0]["gradient_norm"]
     assert sum(norms["counts"]) + norms["zeros"] == 63
     assert told[0]["gradient_norm"] == told[0]["update_norm"], "async applies gradients as they are"
@@ -138,8 +153,10 @@ def test_the_network_the_servers_and_the_ring_take_their_time(log, tmp_path):
         many = {**day, "batch__local": 500}
         end = run(job(log, **many), ring, log, tmp_path / "ring")
         largest, dense = max(s for s, _ in sizes), sizes[0][1]
-        # rows there and back by all-to-all; the ring comes after the update, so it holds up the next round only
-        assert end["virtual_seconds"] == pytest.approx(0.1 + 2 * (0.005 + (largest - dense) * 8 / 1e7), rel=1e-4)
+        # rows there and back by all-to-all, then the ring
+        reduced = 0.005 + 1.5 * dense * 8 / 1e7
+        once = 0.1 + 2 * (0.005 + (largest - dense) * 8 / 1e7) + reduced
+        assert end["virtual_seconds"] == pytest.approx(once, rel=1e-4)
         two = {**many, "data__days": [[str(log / "day_0.tsv.gz"), str(log / "day_1.tsv.gz")]]}
         sizes.clear()
         again = run(job(log, **two), ring, log, tmp_path / "ring2")

@@ -110,7 +110,9 @@ def _worker_joined(state: State, event: WorkerJoined, _: list[Command]) -> None:
     if event.worker in state.steps:
         raise _refuse(state, event, f"{event.worker!r} is here already")
     # A newcomer starts level with the slowest: it neither holds the others back nor leads them.
-    state.steps[event.worker] = min(state.steps.values(), default=0)
+    # (Without a bound nobody looks at the lead, and a switch begins to count it anew.)
+    bounded = state.pace.spread is not None
+    state.steps[event.worker] = min(state.steps.values(), default=0) if bounded else 0
 
 
 def _worker_left(state: State, event: WorkerLeft, _: list[Command]) -> None:

@@ -22,6 +22,7 @@ from paceline.errors import PaceError
 Law = Literal["power", "log", "relative", "inverse", "none"]
 Of = Literal["gradient", "row"]
 On = Literal["gradient", "step"]
+LEAST = 0.25  # of k: below it, weights become zeros in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,9 @@ class Weight:
     def __post_init__(self) -> None:
         if self.law not in get_args(Law):
             raise PaceError(f"weight: law is {self.law!r}, but must be one of {', '.join(get_args(Law))}")
-        least = 1.0 if self.law == "log" else 0.0
-        if not least < self.k < math.inf:
-            raise PaceError(f"weight: k is {self.k!r}, but must be a finite number above {least:g}")
+        if not (self.k > 1.0 if self.law == "log" else self.k >= LEAST) or self.k == math.inf:
+            least = "above 1" if self.law == "log" else f"of at least {LEAST:g}"
+            raise PaceError(f"weight: k is {self.k!r}, but must be a finite number {least}")
         if self.rows not in get_args(Of):
             raise PaceError(f"weight: rows is {self.rows!r}, but must be one of {', '.join(get_args(Of))}")
 
@@ -53,8 +54,8 @@ class Weight:
             raise PaceError(f"weight: on is {self.on!r}, but must be one of {', '.join(get_args(On))}")
 
     def factor(self, staleness: int, workers: int) -> float:
-        """The weight in (0, 1] of a gradient that is `staleness` updates old, with `workers` live workers. Fresh ones
-        (0 or 1) weigh 1 under every law but `log`, where 0 does."""
+        """The weight in (0, 1] of a gradient that is `staleness` updates old, with `workers` live workers. What is not
+        stale (0) weighs 1 under every law."""
         s = max(staleness, 0)
         match self.law:
             case "power":

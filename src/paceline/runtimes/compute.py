@@ -85,11 +85,7 @@ class Replica:
         dense = torch.from_numpy(batch.dense)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             out: Tensor = self.model(rows, dense)
-        if out.shape != (batch.samples,):
-            raise UserError(
-                f"model: forward must return logits of shape [{batch.samples}] (one a row), not {[*out.shape]}"
-            )
-        return out.float()
+        return _one_a_row(out, batch.samples).float()
 
     def gradient(self, batch: Batch, pulled: Pulled) -> tuple[float, Gradient]:
         """(mean log loss, its gradient) on the pulled parameters."""
@@ -112,6 +108,13 @@ class Replica:
         scores: Floats = self.logits(batch, rows_of(self.layout, batch, pulled)).numpy()
         self.model.train()
         return scores
+
+
+def _one_a_row(logits: Tensor, rows: int) -> Tensor:
+    """The logits. Raises UserError if they are not of shape [rows]."""
+    if logits.shape != (rows,):
+        raise UserError(f"model: forward must return logits of shape [{rows}] (one a row), not {[*logits.shape]}")
+    return logits
 
 
 class StackedReplica:
@@ -147,12 +150,12 @@ class StackedReplica:
 
         def logits(state: dict[str, Tensor], rows: dict[str, Tensor], inputs: Tensor) -> Tensor:
             out: Tensor = torch.func.functional_call(replica.model, state, (rows, inputs))
-            return out
+            return _one_a_row(out, inputs.shape[0])
 
         inputs = torch.from_numpy(np.stack([batch.dense for batch in batches]))
         labels = torch.from_numpy(np.stack([batch.labels for batch in batches]))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=replica.precision == "bf16"):
-            out = torch.func.vmap(logits)(state, rows, inputs)
+            out = torch.func.vmap(logits, randomness="different")(state, rows, inputs)
         losses = torch.nn.functional.binary_cross_entropy_with_logits(out.float(), labels, reduction="none").mean(1)
         grads = torch.autograd.grad(losses.sum(), [dense, *rows.values()], allow_unused=True, materialize_grads=True)
         made = []

@@ -86,7 +86,8 @@ class _Later:
     """Work that waits until somebody needs its result."""
 
     def __init__(self, stack: _Stack, work: Work) -> None:
-        self._stack, self.work = stack, work
+        self._stack: _Stack = stack
+        self.work: Work | None = work  # until it is done: a result is half as large as what it needs
         self.value: Result | None = None
 
     def result(self) -> Result:
@@ -101,37 +102,34 @@ class _Stack:
 
     def __init__(self, replica: Replica, most: int) -> None:
         self._replica, self._stacked, self._most = replica, StackedReplica(replica), most
-        self._waiting: dict[_Later, None] = {}
+        self._waiting: dict[int, dict[_Later, Work]] = {}
 
     def submit(self, work: Work) -> _Later:
+        """Keep work until its stack is full or its result is wanted, whichever comes first."""
         later = _Later(self, work)
-        self._waiting[later] = None
+        waiting = self._waiting.setdefault(work.lease.batch.samples, {})
+        waiting[later] = work
+        if len(waiting) >= self._most:
+            self._compute(waiting)
         return later
 
-    def compute(self, first: _Later) -> None:
-        """`first` and those that came before all others and have the same shape."""
-        chosen = [first]
-        for later in self._waiting:
-            if len(chosen) == self._most:
-                break
-            if later is not first and _shape(later.work) == _shape(first.work):
-                chosen.append(later)
-        for later in chosen:
-            del self._waiting[later]
+    def compute(self, wanted: _Later) -> None:
+        """Everything that has the same shape as `wanted`."""
+        assert wanted.work is not None
+        self._compute(self._waiting[wanted.work.lease.batch.samples])
+
+    def _compute(self, waiting: dict[_Later, Work]) -> None:
+        chosen, work = list(waiting), list(waiting.values())
+        waiting.clear()
         if len(chosen) == 1:
-            first.value = _compute(self._replica, first.work)
+            chosen[0].value, chosen[0].work = _compute(self._replica, work[0]), None
             return
-        work = [later.work for later in chosen]
         made = self._stacked.gradients(
             [w.lease.batch for w in work],
             [w.pulled for w in work],
             torch.stack([w.dense for w in work]),
             torch.stack([w.statistics for w in work]),
         )
-        for later, (loss, gradient, statistics) in zip(chosen, made, strict=True):
-            loss, gradient, norm = checked(later.work.lease, loss, gradient)
-            later.value = (loss, gradient, norm, statistics)
-
-
-def _shape(work: Work) -> int:
-    return work.lease.batch.samples
+        for later, its, (loss, gradient, statistics) in zip(chosen, work, made, strict=True):
+            loss, gradient, norm = checked(its.lease, loss, gradient)
+            later.value, later.work = (loss, gradient, norm, statistics), None

@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from paceline import pace as p
 from paceline.batch import Batch, Span
+from paceline.runtimes.statistics import Statistics
 from paceline.telemetry import Telemetry
 
 
@@ -53,7 +56,7 @@ class Progress:
 class Coordinator:
     """Shared by all workers of a process. Every public method may be called from any thread.
 
-    Threads call `lease` and `push`; who runs many workers in one thread calls `request`, `read_ahead` and `grants`.
+    Threads call `lease` and `push`; who runs many workers in one thread calls `request`, `read_next` and `grants`.
     clock: seconds, wall-clock or virtual, by which idle time is told.
     """
 
@@ -65,6 +68,8 @@ class Coordinator:
         on_read: Callable[[Batch], None] = lambda _: None,
         on_update: Callable[[Coordinator], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
+        before_read: Callable[[Batch], None] = lambda _: None,
+        statistics: Statistics | None = None,
     ) -> None:
         self.machine = machine
         self.progress = Progress()
@@ -74,7 +79,8 @@ class Coordinator:
         self.settling = False  # an update is being carried out: the parameters are not whole
         self._settler = settler
         self._trace = trace
-        self._on_read, self._on_update = on_read, on_update
+        self._on_read, self._on_update, self._before_read = on_read, on_update, before_read
+        self._statistics = statistics
         self._clock = clock
         self._joined: dict[str, float] = {}
         self._asked: dict[str, float] = {}
@@ -108,11 +114,13 @@ class Coordinator:
             self._asked[worker] = self._clock()
             self._step(p.WorkRequested(worker))
 
-    def read_ahead(self) -> None:
-        """Read batches until nobody waits for one; at the end of the data, drain."""
+    def read_next(self) -> bool:
+        """Read a batch if somebody waits for one (at the end of the data, drain). Whether one was read."""
         with self._changed:
-            while self._source is not None and self.machine.waiting and not self.machine.ready:
-                self._read(self._source)
+            if self._source is None or not self.machine.waiting or self.machine.ready:
+                return False
+            self._read(self._source)
+            return True
 
     def grants(self) -> list[tuple[str, Lease]]:
         """The leases granted since the last call. Pull for them before anything else changes the parameters."""
@@ -148,14 +156,17 @@ class Coordinator:
                 else:
                     self._changed.wait()
 
-    def push(self, worker: str, lease: Lease, loss: float, norm: float) -> None:
-        """A gradient (of norm `norm`) that the settler holds already: let the machine decide on it."""
+    def push(self, worker: str, lease: Lease, loss: float, norm: float, statistics: Tensor) -> None:
+        """A gradient (of norm `norm`) that the settler holds already: let the machine decide on it. statistics: of
+        the worker's batch normalisation now, [S]."""
         with self._changed:
             if self.failure is not None:
                 raise Stopped
             progress = self.progress
             progress.sound = max(progress.sound, lease.version)
             self.telemetry.gradients.add(norm)
+            if self._statistics is not None:
+                self._statistics.workers[worker] = statistics
             progress.loss = loss if progress.loss != progress.loss else 0.98 * progress.loss + 0.02 * loss
             self._step(p.GradientPushed(worker, lease.gradient))
 
@@ -170,6 +181,15 @@ class Coordinator:
             for command in self._step(p.SnapshotRequested()):
                 if isinstance(command, p.Snapshot):
                     store([self._batches[gradient] for gradient in command.pending])
+
+    def count_time(self) -> None:
+        """Bring the telemetry's idle and present seconds up to now."""
+        with self._changed:
+            now, counted = self._clock(), self.telemetry
+            for times, since in ((counted.present, self._joined), (counted.idle, self._asked)):
+                for worker, moment in since.items():
+                    times[worker] = times.get(worker, 0.0) + now - moment
+                    since[worker] = now
 
     def fail(self, error: BaseException) -> None:
         """Stop everybody; the first failure is kept."""
@@ -198,6 +218,7 @@ class Coordinator:
             self._source = None
             self._step(p.DataEnded())
             return
+        self._before_read(batch)  # while nothing knows of it yet: a switch here may apply what is buffered
         self._batches[self.machine.next_batch] = batch
         self.next_span = batch.following
         self.progress.rows_skipped += len(batch.skipped)

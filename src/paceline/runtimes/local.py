@@ -25,7 +25,7 @@ class Office(Protocol):
 
     def lease(self, worker: str) -> Lease | None: ...
 
-    def push(self, worker: str, lease: Lease, loss: float, norm: float) -> None: ...
+    def push(self, worker: str, lease: Lease, loss: float, norm: float, statistics: Tensor) -> None: ...
 
 
 class Route(Protocol):
@@ -49,7 +49,7 @@ def work(name: str, office: Office, route: Route, replica: Replica) -> None:
         pulled = route.pull(lease.batch.flat_ids(), replica.flat)
         loss, gradient, norm = compute(replica, lease, pulled)
         route.push(lease.gradient, gradient)
-        office.push(name, lease, loss, norm)
+        office.push(name, lease, loss, norm, replica.statistics.clone())
 
 
 def compute(replica: Replica, lease: Lease, pulled: Pulled) -> tuple[float, Gradient, float]:
@@ -94,9 +94,10 @@ class LocalBody:
         self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None
     ) -> None:
         """Train on every batch of `source`; see `run_day`."""
-        for name, replica in zip(worker_names(len(self._replicas)), self._replicas, strict=True):
+        names = worker_names(len(self._replicas))
+        self._statistics.keep(names)
+        for name, replica in zip(names, self._replicas, strict=True):
             replica.statistics.copy_(self._statistics.of(name))
-            self._statistics.workers[name] = replica.statistics
         run_day(coordinator, self._route, self._replicas, source, watch)
 
 

@@ -15,7 +15,7 @@ from paceline.models.normalise import pool
 class Statistics:
     """pooled: float32 [S], the last export; workers: each worker's own, float32 [S], by name. S may be 0.
 
-    Not thread-safe, except that each worker may change its own.
+    Not thread-safe.
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -23,17 +23,25 @@ class Statistics:
         self.workers: dict[str, Tensor] = {}
 
     def of(self, worker: str) -> Tensor:
-        """The worker's own, to be changed in place; a newcomer starts from the last export, not from (0, 1)."""
+        """The worker's own; a newcomer starts from the last export, not from (0, 1)."""
         if worker not in self.workers:
             self.workers[worker] = self.pooled.clone()
         return self.workers[worker]
+
+    def keep(self, workers: list[str]) -> None:
+        """There are no other workers than these."""
+        self.workers = {name: self.of(name) for name in workers}
 
     def forget(self, worker: str) -> None:
         """A worker is gone, and what it had with it."""
         self.workers.pop(worker, None)
 
-    def export(self) -> Tensor:
-        """Pool what the workers have and return it."""
-        if self.workers and self.pooled.numel():
-            self.pooled = pool(torch.stack([self.workers[name] for name in sorted(self.workers)]))
-        return self.pooled
+    def export(self) -> None:
+        """Make what the workers have now the pooled one: what is evaluated, and what newcomers start from."""
+        self.pooled = self.current()
+
+    def current(self) -> Tensor:
+        """What the workers have now, pooled."""
+        if not self.workers or not self.pooled.numel():
+            return self.pooled
+        return pool(torch.stack([self.workers[name] for name in sorted(self.workers)]))

@@ -5,7 +5,7 @@ bodies use: the coordinator with the pace machine, the route, the replica. A gra
 they are when its batch is granted: its rows and dense parameters are pulled at that moment, and the arithmetic, which
 needs nothing else, may run in another thread until the worker's push is due.
 
-    granted -> pulled -> computed -> sent to the servers -> taken in = pushed, and the worker asks for more
+    granted -> asked the servers -> pulled -> computed -> sent to the servers -> taken in = pushed; asks for more
 
 A pace that needs every gradient (`Pace.collective`) goes over collectives: rows and their gradients are exchanged by
 all-to-all, the dense gradient is summed by a ring when a round is complete, and there are no servers.
@@ -14,7 +14,7 @@ all-to-all, the dense gradient is summed by a ring when a round is complete, and
 from __future__ import annotations
 
 import heapq
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,8 +33,7 @@ from paceline.runtimes.local import worker_names
 from paceline.runtimes.statistics import Statistics
 from paceline.runtimes.virtual_cluster import Doubles, Failures, Speeds, Wires
 
-_COMPUTED, _ARRIVED, _SETTLED, _DIES, _BACK = range(5)
-_WATCH_EVERY = 0.1  # real seconds
+_ASKED, _COMPUTED, _ARRIVED, _SETTLED, _DIES, _BACK = range(6)
 
 
 @dataclass(slots=True)
@@ -88,20 +87,41 @@ class VirtualBody:
     def run_day(
         self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None
     ) -> None:
-        """Train on every batch of `source`; returns when all of it is settled. Errors are raised as they come."""
-        with ExitStack() as stack:
-            submit = computing(stack, self._replicas, self._stacked)
-            day = _Day(self, coordinator, submit, watch)
-            coordinator.open(source)
-            day.run()
+        """Train on every batch of `source`; returns when all of it is settled.
+
+        The events run in a thread of their own, so that an interrupt, which strikes the calling thread, never falls
+        between a decision and its execution. `watch` is called ten times a second; the first error is raised here.
+        """
+        coordinator.open(source)
+
+        def body() -> None:
+            try:
+                with ExitStack() as stack:
+                    _Day(self, coordinator, computing(stack, self._replicas, self._stacked)).run()
+            except BaseException as error:  # raised again below, in the calling thread
+                coordinator.fail(error)
+
+        thread = threading.Thread(target=body, name="virtual cluster", daemon=True)
+        try:
+            thread.start()
+            while thread.is_alive():
+                thread.join(0.1)
+                watch()
+        except BaseException as error:
+            coordinator.fail(error)
+            if thread.ident is not None:
+                thread.join()
+            raise
+        if coordinator.failure is not None:
+            raise coordinator.failure
 
 
 class _Day:
     """One day's events."""
 
-    def __init__(self, body: VirtualBody, coordinator: Coordinator, submit: Submit, watch: Callable[[], None]) -> None:
-        self.body, self.coordinator, self.submit, self.watch = body, coordinator, submit, watch
-        self.heap: list[tuple[float, int, int, int, _Task | None]] = []
+    def __init__(self, body: VirtualBody, coordinator: Coordinator, submit: Submit) -> None:
+        self.body, self.coordinator, self.submit = body, coordinator, submit
+        self.heap: list[tuple[float, int, int, int, _Task | float | None]] = []
         self.number = 0
         self.life = [0] * body.spec.workers
         self.alive: set[int] = set()
@@ -111,6 +131,7 @@ class _Day:
 
     def run(self) -> None:
         body, coordinator = self.body, self.coordinator
+        body._statistics.keep(body._names)
         body._wires.rest(body.now)
         for worker in range(body.spec.workers):
             failure = body._failures.next(worker, body.now)
@@ -120,59 +141,70 @@ class _Day:
                 self.push(failure[1], worker, _BACK)
         for worker in sorted(self.alive):
             self.ask(worker)
-        shown = time.monotonic()
         while not coordinator.done:
+            if coordinator.failure is not None:
+                return
             if not self.heap:
-                raise TrainingError(
-                    f"no worker is left after {body.now:,.0f} virtual seconds: all {body.spec.workers} have failed"
-                    f" (failures.mtbf_s={body.spec.failures.mtbf_s}) and none comes back; set failures.return_s"
-                )
-            body.now, _, what, worker, task = heapq.heappop(self.heap)
-            self.handle(what, worker, task)
-            if time.monotonic() - shown > _WATCH_EVERY:
-                shown = time.monotonic()
-                self.watch()
+                raise TrainingError(self.stuck())
+            body.now, _, what, worker, more = heapq.heappop(self.heap)
+            if isinstance(more, _Task):
+                self.go_on(what, worker, more)
+            elif what == _DIES and isinstance(more, float):
+                self.die(worker, more)
+            else:
+                self.join(worker)
+                self.ask(worker)
+        body.now = max(body.now, self.barrier)
         for worker in sorted(self.alive):
             coordinator.leave(body._names[worker])
 
-    def push(self, when: float, worker: int, what: int, task: _Task | None = None) -> None:
+    def stuck(self) -> str:
+        spec = self.body.spec
+        when = f"after {self.body.now:,.0f} virtual seconds"
+        if self.alive:
+            return f"nothing goes on {when}, with {len(self.alive)} workers. This is a bug in paceline: report it"
+        return (
+            f"no worker is left {when}: all {spec.workers} have failed (failures.mtbf_s={spec.failures.mtbf_s}) and"
+            " none comes back; set failures.return_s"
+        )
+
+    def push(self, when: float, worker: int, what: int, more: _Task | float | None = None) -> None:
         if when != float("inf"):
             self.number += 1
-            heapq.heappush(self.heap, (when, self.number, what, worker, task))
+            heapq.heappush(self.heap, (when, self.number, what, worker, more))
 
-    def handle(self, what: int, worker: int, task: _Task | None) -> None:
-        body, coordinator, wires = self.body, self.coordinator, self.body._wires
-        if task is not None and task.life != self.life[worker]:
-            return  # the worker died over it
-        if task is not None and what == _COMPUTED:
-            if task.collective:
-                self.push(wires.exchanged(body.now, task.size), worker, _SETTLED, task)
-            else:
-                self.push(wires.sent(body.now, task.size), worker, _ARRIVED, task)
-        elif task is not None and what == _ARRIVED:
+    def go_on(self, what: int, worker: int, task: _Task) -> None:
+        """The next stage of a lease, unless its worker died over it."""
+        body, wires = self.body, self.body._wires
+        if task.life != self.life[worker]:
+            return
+        if what == _ASKED:
+            self.compute(worker, task, wires.answered(body.now, task.size))
+        elif what == _COMPUTED and task.collective:
+            self.push(wires.exchanged(body.now, task.size), worker, _SETTLED, task)
+        elif what == _COMPUTED:
+            self.push(wires.sent(body.now, task.size), worker, _ARRIVED, task)
+        elif what == _ARRIVED:
             # Only now: the servers take pushes and pulls in the order in which they come.
             self.push(wires.served(body.now, task.size), worker, _SETTLED, task)
-        elif task is not None:
-            self.settle(worker, task)
-        elif what == _DIES:
-            self.life[worker] += 1
-            self.alive.discard(worker)
-            coordinator.leave(body._names[worker])
-            body._statistics.forget(body._names[worker])
-            failure = body._failures.next(worker, body.now)
-            if failure is not None:
-                self.push(failure[1], worker, _BACK)
-            self.dispatch()
         else:
-            self.join(worker)
-            self.ask(worker)
+            self.settle(worker, task)
+
+    def die(self, worker: int, back: float) -> None:
+        name = self.body._names[worker]
+        self.life[worker] += 1
+        self.alive.discard(worker)
+        self.coordinator.leave(name)
+        self.body._statistics.forget(name)
+        self.push(back, worker, _BACK)
+        self.dispatch()
 
     def join(self, worker: int) -> None:
         self.alive.add(worker)
         self.coordinator.join(self.body._names[worker])
         failure = self.body._failures.next(worker, self.body.now)
         if failure is not None:
-            self.push(failure[0], worker, _DIES)
+            self.push(failure[0], worker, _DIES, failure[1])
 
     def ask(self, worker: int) -> None:
         self.coordinator.request(self.body._names[worker])
@@ -180,21 +212,23 @@ class _Day:
 
     def settle(self, worker: int, task: _Task) -> None:
         loss, gradient, norm, statistics = task.result.result()
-        self.body._statistics.of(self.body._names[worker]).copy_(statistics)
         coordinator, version = self.coordinator, self.coordinator.machine.version
         self.body._route.push(task.lease.gradient, gradient)
         collective = coordinator.machine.pace.collective
-        coordinator.push(self.body._names[worker], task.lease, loss, norm)
+        coordinator.push(self.body._names[worker], task.lease, loss, norm, statistics)
         if collective and coordinator.machine.version != version:
             size = 4 * gradient.dense.numel()
             self.barrier = self.body._wires.reduced(self.body.now, size, len(self.alive))
         self.ask(worker)
 
     def dispatch(self) -> None:
-        """Read what is waited for, and send off what was granted."""
-        self.coordinator.read_ahead()
-        for name, lease in self.coordinator.grants():
-            self.start(self.body._numbers[name], lease)
+        """Send off what was granted, and read what is waited for."""
+        while True:
+            for name, lease in self.coordinator.grants():
+                self.start(self.body._numbers[name], lease)
+            # One at a time: to read may switch the pace, and a switch may apply gradients.
+            if not self.coordinator.read_next():
+                return
 
     def start(self, worker: int, lease: Lease) -> None:
         body, wires = self.body, self.body._wires
@@ -204,16 +238,17 @@ class _Day:
             self.dense, self.dense_version = body._route.shard.dense.flat.clone(), version
         pulled = body._route.pull(lease.batch.flat_ids(), None)
         collective = self.coordinator.machine.pace.collective
-        if collective:
-            size = pulled.bytes
-            ready = wires.exchanged(max(body.now, self.barrier), size)
-        else:
-            size = (
-                pulled.bytes + 4 * self.dense.numel()
-            )  # a push has the same size: ids, a number for each weight, dense
-            ready = wires.pulled(body.now, size)
-        own = body._statistics.of(body._names[worker])  # changes when this gradient is settled, not before
+        # A push has the same size: ids, a number for each weight, and the dense gradient.
+        size = pulled.bytes if collective else pulled.bytes + 4 * self.dense.numel()
+        own = body._statistics.of(body._names[worker])  # replaced when this gradient is pushed, not before
         result = self.submit(Work(lease, pulled, self.dense, own))
-        done = body._speeds.done(worker, lease.gradient, lease.batch.samples, ready)
         task = _Task(lease, size, collective, self.life[worker], result)
+        if collective:
+            self.compute(worker, task, wires.exchanged(max(body.now, self.barrier), size))
+        else:
+            self.push(wires.asked(body.now), worker, _ASKED, task)
+
+    def compute(self, worker: int, task: _Task, when: float) -> None:
+        """The worker has what it needs at `when`."""
+        done = self.body._speeds.done(worker, task.lease.gradient, task.lease.batch.samples, when)
         self.push(done, worker, _COMPUTED, task)

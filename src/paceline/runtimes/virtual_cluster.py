@@ -7,7 +7,7 @@ so a simulation goes on from a checkpoint with nothing but its clock.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +57,7 @@ class Speeds:
         if lengths is None:
             return start + work
         if worker not in self._spells:
-            self._spells[worker] = _Spells(_random(self._spec.seed, _SPELL, worker), lengths)
+            self._spells[worker] = _Spells(lambda: _random(self._spec.seed, _SPELL, worker), lengths)
         return self._spells[worker].done(start, work, self._spec.stragglers.factor)
 
     def _jitter_of(self, gradient: int) -> float:
@@ -76,21 +76,28 @@ def _lognormal(normal: Doubles, sigma: float) -> Doubles:
 class _Spells:
     """One worker's slow and fast spells, drawn as time goes on."""
 
-    def __init__(self, random: np.random.Generator, lengths: tuple[float, float]) -> None:
-        self._random, self._lengths = random, lengths
-        slow, fast = lengths
-        self._slow = bool(random.random() < slow / (slow + fast))
-        self._end = self._draw()
+    def __init__(self, random: Callable[[], np.random.Generator], lengths: tuple[float, float]) -> None:
+        self._make, self._lengths = random, lengths
+        self._begin()
+
+    def _begin(self) -> None:
+        slow, fast = self._lengths
+        self._random = self._make()
+        self._slow = bool(self._random.random() < slow / (slow + fast))
+        self._start, self._end = 0.0, self._draw()
 
     def _draw(self) -> float:
         return float(self._random.exponential(self._lengths[0 if self._slow else 1]))
 
     def done(self, start: float, work: float, factor: float) -> float:
-        """When `work` seconds of a fast spell's work are done; `start` never falls from call to call."""
+        """When `work` seconds of a fast spell's work are done."""
+        if start < self._start:
+            self._begin()  # what was reckoned before was never finished: its worker died over it
         now = start
         while True:
             while self._end <= now:
                 self._slow = not self._slow
+                self._start = self._end
                 self._end += self._draw()
             rate = 1.0 / factor if self._slow else 1.0
             if (self._end - now) * rate >= work:
@@ -137,17 +144,25 @@ class Wires:
         """Nothing is on the way at `now`."""
         self._free = now
 
-    def pulled(self, now: float, size: int) -> float:
-        """When a pull of `size` bytes that is asked for at `now` has arrived: there, through the queue, back."""
-        return self._through(now + self._latency, size) + size * self._byte + self._latency
+    def asked(self, now: float) -> float:
+        """When a request that is sent at `now` reaches the servers."""
+        return now + self._latency
+
+    def answered(self, now: float, size: int) -> float:
+        """When a pull of `size` bytes whose request reached the servers at `now` has arrived: their queue, and back."""
+        return self.served(now, size) + size * self._byte + self._latency
 
     def sent(self, now: float, size: int) -> float:
         """When a push of `size` bytes has reached the servers."""
         return now + size * self._byte + self._latency
 
     def served(self, now: float, size: int) -> float:
-        """When the servers have taken in a push that reached them at `now`."""
-        return self._through(now, size)
+        """When the servers are through with `size` bytes that reached them at `now`; `now` never falls."""
+        work = size * self._served
+        if not work:
+            return now
+        self._free = max(self._free, now) + work
+        return self._free
 
     def exchanged(self, now: float, size: int) -> float:
         """When rows (or their gradients) of `size` bytes have come by all-to-all."""
@@ -158,17 +173,3 @@ class Wires:
         if workers < 2:
             return now
         return now + self._ring_latency + 2 * (workers - 1) / workers * size * self._ring_byte
-
-    def _through(self, now: float, size: int) -> float:
-        work = size * self._served
-        if not work:
-            return now
-        self._free = max(self._free, now) + work
-        return self._free
-
-
-def resolved(spec: ClusterSpec, fixed_ms: float, per_sample_us: float) -> dict[str, Any]:
-    """The specification as plain values, with the times that were used."""
-    values: dict[str, Any] = spec.model_dump(mode="json")
-    values["compute"] = {**values["compute"], "fixed_ms": fixed_ms, "per_sample_us": per_sample_us}
-    return values
