@@ -21,8 +21,8 @@ def aggregated(name: str, gradients: int, **options: Any) -> dict[str, Any]:
     return {"pace": {"name": name, **options}, "batch": {"global": gradients * LOCAL}}
 
 
-def weight(k: float, rows: str = "row", on: str = "step", law: str = "power") -> dict[str, Any]:
-    return {"weight": {"law": law, "k": k, "rows": rows, "on": on}}
+def weight(k: float, rows: str = "row", scales: str = "step", law: str = "power") -> dict[str, Any]:
+    return {"weight": {"law": law, "k": k, "rows": rows, "scales": scales}}
 
 
 BULK = "bulk_synchronous"

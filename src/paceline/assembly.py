@@ -127,10 +127,10 @@ def _check_weights(config: JobConfig, rows: SparseOptimizer, dense: DenseBlock) 
     for name, chosen in (("sparse", rows), ("dense", of_dense)):
         for pace in (config.pace, *(switch.pace for switch in config.switch)):
             weight = pace.build(config.gradients).weight
-            if weight is not None and weight.on == "step" and chosen is not None and chosen.closed_form:
+            if weight is not None and weight.scales == "step" and chosen is not None and chosen.closed_form:
                 raise ConfigError(
-                    f"pace.weight.on: step does not go with optimizer.{name}, whose weights are a function of sums of"
-                    " gradients; use on: gradient"
+                    f"pace.weight.scales: step does not go with optimizer.{name}, whose weights are a function of sums"
+                    " of gradients; use scales: gradient"
                 )
 
 

@@ -34,7 +34,7 @@ from paceline.params.table import RowBlock, Table
 from paceline.rundir import storing
 from paceline.runtimes.statistics import Statistics
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.safetensors"
 REPLACED = "replaced"

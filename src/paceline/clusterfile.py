@@ -36,6 +36,10 @@ def load_times(spec: ClusterSpec, base: Path) -> list[Doubles] | None:
                 raise DataError(f"{path}, line 1: no column {min(missing)!r}; the columns are worker and seconds")
             for row in reader:
                 found.setdefault(row["worker"], []).append(_seconds(path, reader.line_num, row["seconds"]))
+    except FileNotFoundError:
+        raise ConfigError(f"stragglers.trace: {path}: there is no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"stragglers.trace: {path} is a folder; name a CSV file with worker,seconds") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"stragglers.trace: {path} cannot be read as CSV: {error}") from None
     if not found:
@@ -49,5 +53,5 @@ def _seconds(path: Path, line: int, text: str | None) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
-        raise DataError(f"{path}, line {line}: {text!r} is no time in seconds; it must be a number above 0")
+        raise DataError(f"{path}, line {line}: {text or ''!r} is no time in seconds; it must be a number above 0")
     return seconds

@@ -92,7 +92,7 @@ class Failures(Spec):
 
 
 class ClusterSpec(Spec):
-    workers: int = Field(ge=1, le=65536)
+    workers: int = Field(ge=1, le=65536, strict=True)
     compute: Compute = Compute()
     stragglers: Stragglers = Stragglers()
     network: Network = Network()

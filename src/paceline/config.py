@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -102,7 +103,7 @@ class WeightConfig(Strict):
     law: Literal["power", "log", "relative", "inverse", "none"] = "power"
     k: float = Field(2.0, ge=0.25, allow_inf_nan=False)
     rows: Literal["gradient", "row"] = "gradient"
-    on: Literal["gradient", "step"] = "gradient"
+    scales: Literal["gradient", "step"] = "gradient"
 
     @model_validator(mode="after")
     def _logarithm(self) -> WeightConfig:
@@ -132,8 +133,8 @@ class DenseConfig(Named):
 
 
 class OptimizerConfig(Strict):
-    sparse: SparseConfig = SparseConfig(lr=0.02)
-    dense: DenseConfig = DenseConfig(lr=0.001)
+    sparse: Annotated[SparseConfig, _keyed("name")] = SparseConfig(lr=0.02)
+    dense: Annotated[DenseConfig, _keyed("name")] = DenseConfig(lr=0.001)
 
 
 class BatchConfig(Strict):
@@ -159,6 +160,17 @@ class PaceConfig(Strict):
     bound: int = Field(2, ge=0)
     backup: int = Field(1, ge=0)
     weight: Annotated[WeightConfig | None, _keyed("law")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_weight(cls, values: Any) -> Any:
+        """`damped` has a weight of its own; what is given changes that."""
+        if isinstance(values, dict) and values.get("name") == "damped":
+            given = values.get("weight")
+            given = {"law": given} if isinstance(given, str) else given or {}
+            if isinstance(given, dict):
+                values = {**values, "weight": {**asdict(p.damped(1).weight or p.Weight()), **given}}
+        return values
 
     @model_validator(mode="after")
     def _belongs(self) -> PaceConfig:

@@ -35,10 +35,12 @@ def load(path: Path, overrides: list[str], kind: type[Config], what: str) -> Con
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: {what}, not {type(values).__name__}")
+        held = "empty" if values is None else f"a {type(values).__name__}"
+        raise ConfigError(f"{path}: {what}; this file is {held}")
     _check_keys(node, str(path))
     overridden = set()
-    for override in overrides:
+    # What is above comes first, and a name before its options: the order on the command line does not matter.
+    for override in sorted(overrides, key=_depth):
         overridden.add(_override(values, override))
     return check(values, str(path), node, frozenset(overridden), kind)
 
@@ -76,8 +78,10 @@ def check(
         for problem in error.errors():
             keys = [str(k) for k in problem["loc"]]
             name = ".".join(keys)
-            line = None if any(name.startswith(o) for o in overridden) else _line(node, keys)
-            told.append(f"{where}{f', line {line}' if line else ''}: {_explain(name, problem, kind)}")
+            given = any(name.startswith(o) or o.startswith(f"{name}.") for o in overridden)
+            line = None if given else _line(node, keys)
+            place = "command line" if given else where + (f", line {line}" if line else "")
+            told.append(f"{place}: {_explain(name, problem, kind)}")
         raise ConfigError("\n".join(told)) from None
 
 
@@ -86,6 +90,9 @@ def _explain(name: str, problem: Any, kind: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         key = name.rsplit(".", 1)[-1]
         return f"{name}: unknown key{suggest(key, _known(problem['loc'], kind))}"
+    if problem["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        known = [k for k in _known((*problem["loc"], "?"), kind) if k != "(none)"]
+        return f"{name}: {problem['input']!r} is not allowed: write keys under it ({', '.join(known)}), or leave it out"
     if problem["type"] == "missing":
         return f"{name}: this key is needed"
     if problem["type"] == "value_error":
@@ -133,6 +140,11 @@ def _line(node: yaml.Node | None, keys: list[str]) -> int | None:
     return line
 
 
+def _depth(override: str) -> tuple[int, bool]:
+    key = override.partition("=")[0]
+    return key.count("."), not key.endswith(".name")
+
+
 def _override(values: dict[str, Any], override: str) -> str:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -171,6 +183,8 @@ _SHORT_FORMS = {
     "model": "name",
     "pace": "name",
     "switch.pace": "name",
+    "optimizer.sparse": "name",
+    "optimizer.dense": "name",
     "pace.weight": "law",
     "switch.pace.weight": "law",
     "features.label": "column",

@@ -48,11 +48,7 @@ def simulate(
     """
     watcher = watcher or Silent()
     config = config.model_copy(update={"workers": spec.workers})
-    if config.batch.local is None and config.local_batch * spec.workers > config.batch.global_:
-        watcher.note(
-            f"batch.global ({config.batch.global_:,}) does not divide by {spec.workers:,} workers: each gradient is of"
-            " the whole global batch; set batch.local"
-        )
+    _warn(config, spec, watcher)
     times = load_times(spec, cluster_base or base)
     if spec.compute.measure:
         spec = _measured(config, spec, base, run_dir, resume, watcher)
@@ -65,6 +61,24 @@ def simulate(
 
     replicas = min(threads or os.cpu_count() or 1, spec.workers)
     return train(config, base, run_dir, resume, watcher, body, replicas)
+
+
+def _warn(config: JobConfig, spec: ClusterSpec, watcher: Watcher) -> None:
+    """Tell of settings that are legal and seldom meant."""
+    if config.batch.local is None and config.local_batch * spec.workers > config.batch.global_:
+        watcher.note(
+            f"batch.global ({config.batch.global_:,}) does not divide by {spec.workers:,} workers: each gradient is of"
+            " the whole global batch; set batch.local"
+        )
+    at_once = config.pace.build(config.gradients).round
+    if at_once is not None and at_once < spec.workers:
+        watcher.note(
+            f"{config.pace.name} has {at_once:,} gradients computed at a time, so {spec.workers - at_once:,} of"
+            f" {spec.workers:,} workers wait; a smaller batch.local or a larger batch.global employs more"
+        )
+    share = spec.stragglers.share
+    if share and spec.stragglers.spells is None and int(share * spec.workers + 1e-9) == 0:
+        watcher.note(f"stragglers.share ({share:g}) of {spec.workers} workers is less than one: nobody is slow")
 
 
 def _measured(

@@ -14,7 +14,7 @@ optimizer:
   sparse: {name: adagrad, lr: 0.02}
   dense: {name: adam, lr: 0.001}
 batch: {global: 1024, local: 256}
-pace: {name: sync}     # sync | async | bounded_staleness | backup_workers | bulk_synchronous | gba
+pace: {name: sync}     # sync | async | bounded_staleness | backup_workers | bulk_synchronous | gba | damped
 workers: 2
 """
 

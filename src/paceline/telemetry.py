@@ -60,8 +60,8 @@ class Telemetry:
     """Counted since the last `Telemetry()`; `totals` of two of them is the sum.
 
     staleness: gradients by the number of binary digits of their staleness (0, 1, 2-3, 4-7, ...), negative ones at 0;
-    rows: the same for the rows of every gradient that was not dropped as it arrived; gradients, updates: norms of what workers push and of what is
-    applied; idle, present: seconds for each worker (idle: asked for work and had to wait).
+    rows: the same for the rows of every gradient that was not dropped as it arrived; gradients, updates: norms of what
+    workers push and of what is applied; idle, present: seconds for each worker (idle: asked for work and had to wait).
     """
 
     staleness: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(64, np.int64))

@@ -239,10 +239,10 @@ class Trainer:
         self.seen = [self.seen[0] + batch.samples, self.seen[1] + int(batch.labels.sum())]
         self.run.skipped(batch.skipped)
 
-    def _before_read(self, batch: Batch) -> None:
-        """Switch the pace if that is due when this batch is read."""
+    def _before_read(self, _: Batch) -> None:
+        """Switch the pace if that was due with the batch before this one."""
         if self.config.switch:
-            read = self.coordinator.machine.account.read + batch.samples
+            read = self.coordinator.machine.account.read
             pace = scheduled_pace(self.config, self.day, read)
             if pace != self.coordinator.machine.pace:
                 self.coordinator.switch(pace)

@@ -67,7 +67,7 @@ class Driver:
                     law, workers = pace.weight, len(self.state.steps)
                     weight = law.factor(version - 1 - part.version, workers) if law else 1.0
                     assert 0.0 < weight <= 1.0
-                    full = weight if law and law.on == "gradient" else 1.0
+                    full = weight if law and law.scales == "gradient" else 1.0
                     assert part.factor == (0.0 if cut else full), "an applied gradient was staler than the limit"
                     assert part.version == self.granted_at[part.gradient]
                     assert part.weight == weight

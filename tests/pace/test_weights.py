@@ -50,7 +50,7 @@ def test_power_runs_from_inverse_to_none(s, workers):
         ({"k": float("inf")}, "finite"),
         ({"law": "log", "k": 1.0}, "above 1"),
         ({"rows": "both"}, "rows is 'both'"),
-        ({"on": "loss"}, "on is 'loss'"),
+        ({"scales": "loss"}, "scales is 'loss'"),
     ],
 )
 def test_impossible_weights_are_refused(values, message):
@@ -77,7 +77,7 @@ def two_pushes(weight):
 
 @pytest.mark.parametrize("on", ["gradient", "step"])
 def test_a_late_gradient_weighs_what_the_law_says(on):
-    weight = p.Weight("power", 2, on=on)
+    weight = p.Weight("power", 2, scales=on)
     applies = two_pushes(weight)
     assert [a.parts[0].weight for a in applies] == pytest.approx([1, 1, 1, 3**-0.5])
     assert applies[-1].parts[0].factor == pytest.approx(3**-0.5 if on == "gradient" else 1)

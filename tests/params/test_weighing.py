@@ -39,7 +39,7 @@ def test_whole_gradients(on):
     counts = np.zeros(3, np.int32)
     before_rows, before_dense = weights(one, rows)
     factor = w if on == "gradient" else 1.0
-    one.apply(1, 8, [Weighted(pushed(rows, counts), 1.0, factor, 0, w)], None, Weight("power", 2, on=on))
+    one.apply(1, 8, [Weighted(pushed(rows, counts), 1.0, factor, 0, w)], None, Weight("power", 2, scales=on))
     other, _ = shard()
     scaled = pushed(rows, counts, w if on == "gradient" else 1.0)
     other.apply(1, 8, [Weighted(scaled, 1.0, 1.0, 0)], None)
@@ -105,7 +105,7 @@ def test_the_dense_step_weighs_what_its_uncut_parts_weigh():
     gradients = [Gradient(torch.full((5,), g), rows[:0], np.zeros((0, 2), np.float32)) for g in (1.0, 3.0, 7.0)]
     parts = [Weighted(gradients[0], 0.25, 1.0, 0, 0.8), Weighted(gradients[1], 0.25, 1.0, 0, 0.4)]
     parts.append(Weighted(gradients[2], 0.5, 0.0, 0, 0.1))  # cut
-    made.apply(1, 8, parts, None, Weight("power", 2, on="step"))
+    made.apply(1, 8, parts, None, Weight("power", 2, scales="step"))
     torch.testing.assert_close(made.dense.flat, before - 0.1 * (0.25 * 1 + 0.25 * 3) * 0.6)
 
 

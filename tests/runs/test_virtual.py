@@ -294,10 +294,10 @@ def test_a_cluster_file_is_checked(tmp_path):
 
 
 def test_steps_of_ftrl_cannot_be_weighed(log, tmp_path):
-    weight = {"law": "power", "on": "step"}
+    weight = {"law": "power", "scales": "step"}
     for part, other in (("sparse", "dense"), ("dense", "sparse")):
         options = {f"optimizer__{part}": {"name": "ftrl_swap"}, f"optimizer__{other}": {"name": "sgd", "lr": 0.01}}
-        with pytest.raises(ConfigError, match=f"pace.weight.on: step does not go with optimizer.{part}"):
+        with pytest.raises(ConfigError, match=f"pace.weight.scales: step does not go with optimizer.{part}"):
             run(job(log, pace={"name": "async", "weight": weight}, **options), cluster(2), log, tmp_path / part)
 
 
@@ -337,3 +337,9 @@ def test_normalised_runs_are_evaluated_with_pooled_statistics(log, tmp_path, mod
     said = next(x for x in read_metrics(tmp_path / "run") if x["event"] == "evaluation")["auc"]
     # Which worker had which batch, and so the statistics, is a matter of time; the parameters are not.
     assert evaluate_run(tmp_path / "first", days[1:])["auc"] == pytest.approx(said, abs=0.02)
+
+
+def test_failures_too_frequent_to_get_anywhere_are_told(log, tmp_path):
+    spec = cluster(3, failures={"mtbf_s": 0.001, "return_s": 60})
+    with pytest.raises(TrainingError, match=r"no gradient finished in between: failures.mtbf_s \(0.001\) is far below"):
+        run(job(log), spec, log, tmp_path / "run")

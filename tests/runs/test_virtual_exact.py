@@ -64,7 +64,7 @@ def replayed(config, log, trace):
     return shard
 
 
-WEIGHT = {"law": "power", "k": 2, "rows": "row", "on": "step"}
+WEIGHT = {"law": "power", "k": 2, "rows": "row", "scales": "step"}
 PACES = {
     "async": {"name": "async"},
     "async weighed": {"name": "async", "weight": {"law": "power"}},

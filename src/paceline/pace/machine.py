@@ -212,7 +212,7 @@ def _apply(state: State, gradients: list[int], commands: list[Command]) -> None:
             account.dropped += samples
             account.gradients_dropped += 1
         else:
-            factor = 1.0 if law is None or law.on == "step" else weight
+            factor = 1.0 if law is None or law.scales == "step" else weight
             account.applied += samples
             account.gradients_applied += 1
         parts.append(Part(gradient, samples / total, factor, lease.token, weight, lease.version))

@@ -74,7 +74,9 @@ def command_line(command: Command) -> str:
         case Apply(version, parts, row_limit, samples, weighing, workers):
             told = "; ".join(map(_part, parts))
             limit = "none" if row_limit is None else row_limit
-            law = f" {weighing.law} {weighing.k!r} of {weighing.rows} on {weighing.on}, {workers}" if weighing else ""
+            law = (
+                f" {weighing.law} {weighing.k!r} of {weighing.rows} on {weighing.scales}, {workers}" if weighing else ""
+            )
             return f"< apply {version} limit {limit} samples {samples}{law} | {told}"
         case Drop(gradient, staleness):
             return f"< drop {gradient} staleness {staleness}"

@@ -21,7 +21,7 @@ from paceline.errors import PaceError
 
 Law = Literal["power", "log", "relative", "inverse", "none"]
 Of = Literal["gradient", "row"]
-On = Literal["gradient", "step"]
+Scales = Literal["gradient", "step"]
 LEAST = 0.25  # of k: below it, weights become zeros in float32
 
 
@@ -31,15 +31,15 @@ class Weight:
 
     rows: "gradient": a row's gradient weighs what the whole gradient weighs; "row": each row by its own staleness, the
     number of updates that this row had since it was pulled: one that nobody changed keeps its full weight (ours).
-    on: "gradient": the gradient, before the optimizer (the paper's way, as we read it); "step": the optimizer's step,
-    after it. An optimizer that divides by what gradients usually measure (Adagrad, Adam) takes a weight that is always
-    about the same out of the gradient again, but not out of the step (ours).
+    scales: "gradient": the gradient, before the optimizer (the paper's way, as we read it); "step": the optimizer's
+    step, after it. An optimizer that divides by what gradients usually measure (Adagrad, Adam) takes a weight that is
+    always about the same out of the gradient again, but not out of the step (ours).
     """
 
     law: Law = "power"
     k: float = 2.0
     rows: Of = "gradient"
-    on: On = "gradient"
+    scales: Scales = "gradient"
 
     def __post_init__(self) -> None:
         if self.law not in get_args(Law):
@@ -50,8 +50,8 @@ class Weight:
         if self.rows not in get_args(Of):
             raise PaceError(f"weight: rows is {self.rows!r}, but must be one of {', '.join(get_args(Of))}")
 
-        if self.on not in get_args(On):
-            raise PaceError(f"weight: on is {self.on!r}, but must be one of {', '.join(get_args(On))}")
+        if self.scales not in get_args(Scales):
+            raise PaceError(f"weight: scales is {self.scales!r}, but must be one of {', '.join(get_args(Scales))}")
 
     def factor(self, staleness: int, workers: int) -> float:
         """The weight in (0, 1] of a gradient that is `staleness` updates old, with `workers` live workers. What is not

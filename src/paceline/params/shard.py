@@ -78,7 +78,10 @@ class Shard:
         of the gradient that was applied, dense parameters and rows together.
         """
         clock = Clock(version, samples)
-        on_step, own = weighing is not None and weighing.on == "step", weighing is not None and weighing.rows == "row"
+        on_step, own = (
+            weighing is not None and weighing.scales == "step",
+            weighing is not None and weighing.rows == "row",
+        )
         total: Tensor | None = None
         for part in parts:
             scale = part.share * part.factor

@@ -34,7 +34,7 @@ class SparseOptimizer(ABC):
     """How rows change.
 
     kind: the number of the built-in kernel, or -1: `update` is called. closed_form: weights are a function of slots,
-    so that they cannot go a part of a step only (`Weight.on`).
+    so that they cannot go a part of a step only (`Weight.scales`).
     """
 
     kind: ClassVar[int] = -1

@@ -33,6 +33,7 @@ from paceline.runtimes.local import worker_names
 from paceline.runtimes.statistics import Statistics
 from paceline.runtimes.virtual_cluster import Doubles, Failures, Speeds, Wires
 
+_DEATHS = 100  # for each worker, with no gradient finished: the run leads nowhere
 _ASKED, _COMPUTED, _ARRIVED, _SETTLED, _DIES, _BACK = range(6)
 
 
@@ -127,6 +128,7 @@ class _Day:
         self.alive: set[int] = set()
         self.dense: Tensor | None = None
         self.dense_version = -1
+        self.deaths = 0  # since a gradient was finished
         self.barrier = 0.0  # when the last collective is through
 
     def run(self) -> None:
@@ -193,6 +195,12 @@ class _Day:
     def die(self, worker: int, back: float) -> None:
         name = self.body._names[worker]
         self.life[worker] += 1
+        self.deaths += 1
+        if self.deaths > _DEATHS * self.body.spec.workers:
+            raise TrainingError(
+                f"{self.deaths:,} deaths of workers and no gradient finished in between: failures.mtbf_s"
+                f" ({self.body.spec.failures.mtbf_s}) is far below the time that a gradient takes; raise it"
+            )
         self.alive.discard(worker)
         self.coordinator.leave(name)
         self.body._statistics.forget(name)
@@ -212,6 +220,7 @@ class _Day:
 
     def settle(self, worker: int, task: _Task) -> None:
         loss, gradient, norm, statistics = task.result.result()
+        self.deaths = 0
         coordinator, version = self.coordinator, self.coordinator.machine.version
         self.body._route.push(task.lease.gradient, gradient)
         collective = coordinator.machine.pace.collective
