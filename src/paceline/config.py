@@ -289,4 +289,6 @@ class JobConfig(Strict):
         for entry in (values["pace"], *(s["pace"] for s in values["switch"])):
             for key in [k for k in entry if k != "name" and k not in _PACE_OPTIONS[entry["name"]]]:
                 del entry[key]
+            if entry.get("weight") is None:
+                entry.pop("weight", None)
         return yaml.safe_dump(values, sort_keys=False)
