@@ -71,8 +71,9 @@ def save(
             safetensors.torch.save_file(shard.dense.weights(), temporary / "dense.safetensors")
             safetensors.torch.save_file(tensors, temporary / "dense_optimizer.safetensors")
             if statistics is not None:
-                told_apart = {"pooled": statistics.current(), **statistics.workers}
-                safetensors.torch.save_file({k: v.clone() for k, v in told_apart.items()}, temporary / STATISTICS)
+                tensors_by_name = {"pooled": statistics.current(), **statistics.workers}
+                apart = {name: tensor.clone() for name, tensor in tensors_by_name.items()}  # safetensors wants no views
+                safetensors.torch.save_file(apart, temporary / STATISTICS)
             told = {"format": FORMAT, "version": shard.version, "dense_optimizer": rest, **state}
             (temporary / "state.json").write_text(json.dumps(told))
             sums = {path.name: _sum(path) for path in sorted(temporary.iterdir())}

@@ -131,3 +131,9 @@ def test_a_dense_step_of_one_is_the_plain_step():
         before = block.flat.clone()
         block.apply(torch.ones(4), Clock(1, 1), part)
         torch.testing.assert_close(block.flat, before - 0.1 * part, rtol=1e-4, atol=1e-6)
+
+
+def test_a_law_of_rows_needs_their_counts():
+    made, rows = shard()
+    with pytest.raises(ValueError, match="needs the counts"):
+        made.apply(1, 8, [Weighted(pushed(rows, None), 1.0, 1.0, 0)], None, Weight("power", 2, "row"))

@@ -36,8 +36,13 @@ class RowGradient:
     weight: float = 1.0
     counts: Counts | None = None
 
-    def rows_counts(self) -> Counts:
-        return _NO_COUNTS if self.counts is None else self.counts
+    def counts_for(self, law: Floats) -> Counts:
+        """The counts as the kernel takes them. Raises ValueError where a law needs them and there are none."""
+        if self.counts is None:
+            if law.shape[0]:
+                raise ValueError("a law of row staleness needs the counts that the rows had when they were pulled")
+            return _NO_COUNTS
+        return self.counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +148,7 @@ class Table:
                 part.rows,
                 places[start:stop],
                 part.gradients,
-                part.rows_counts(),
+                part.counts_for(law),
                 part.share,
                 part.token,
                 -1 if row_limit is None else row_limit,

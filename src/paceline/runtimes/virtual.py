@@ -39,7 +39,8 @@ _ASKED, _COMPUTED, _ARRIVED, _SETTLED, _DIES, _BACK = range(6)
 
 @dataclass(slots=True)
 class _Task:
-    """A lease on its way through a worker. attempt: of the worker's lives; result: what it computes."""
+    """A lease on its way through a worker. size: bytes of its pull, and of its push; life: the worker's, which tells
+    what a dead one held apart; result: what it computes."""
 
     lease: Lease
     size: int
