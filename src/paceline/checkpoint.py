@@ -261,7 +261,7 @@ def _read_rows(path: Path, table: Table) -> Any:
 
 
 def _check_dense(path: Path, dense: DenseBlock, weights: dict[str, Any]) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in dense.module.named_parameters()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in dense.named}
     stored = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if wanted != stored:
         name = next(iter(sorted(set(wanted.items()) ^ set(stored.items()))))[0]

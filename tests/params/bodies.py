@@ -69,7 +69,7 @@ class Dense:
 
     @property
     def weights(self):
-        return self.block.module.w.detach().numpy().copy()
+        return self.block.named[0][1].detach().numpy().copy()
 
     @property
     def slots(self):

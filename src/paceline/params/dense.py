@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def flatten(module: nn.Module) -> Tensor:
-    """Lay the module's parameters out in one flat float32 vector, of which they become views, and return it."""
-    parameters = list(module.parameters())
+def flatten(module: nn.Module, names: Collection[str] | None = None) -> Tensor:
+    """Lay the module's parameters (those called `names`, if given) out in one flat float32 vector, of which they become
+    views, and return it."""
+    parameters = [p for _, p in named(module, names)]
     flat = torch.cat([p.detach().reshape(-1) for p in parameters]) if parameters else torch.zeros(0)
     start = 0
     for p in parameters:
@@ -33,16 +35,38 @@ def flatten(module: nn.Module) -> Tensor:
     return flat
 
 
-def make_optimizer(name: str, options: dict[str, Any], module: nn.Module) -> torch.optim.Optimizer:
+def named(module: nn.Module, names: Collection[str] | None = None) -> list[tuple[str, nn.Parameter]]:
+    """The module's parameters in their order, all or those called `names`."""
+    return [(name, p) for name, p in module.named_parameters() if names is None or name in names]
+
+
+def slices(module: nn.Module, shards: int) -> list[list[str]]:
+    """The names of the parameters that each shard holds: stretches of the module's order, about equally long,
+    and no parameter in two (an optimizer of torch may look at a whole parameter)."""
+    found: list[list[str]] = [[] for _ in range(shards)]
+    parameters = named(module)
+    total, before = sum(p.numel() for _, p in parameters), 0
+    for name, p in parameters:
+        middle = before + p.numel() / 2
+        found[min(int(middle * shards / max(total, 1)), shards - 1)].append(name)
+        before += p.numel()
+    return found
+
+
+def make_optimizer(
+    name: str, options: dict[str, Any], module: nn.Module, names: Collection[str] | None = None
+) -> torch.optim.Optimizer:
     """Any optimizer of torch.optim by its lower-case name, one of `FOR_DENSE`, or 'package.module:Class', which is an
-    optimizer of torch or a row optimizer.
+    optimizer of torch or a row optimizer. names: of the parameters that it optimizes (default: all).
 
     Raises ConfigError naming `optimizer.dense`, and the option if it is a row optimizer's.
     """
     chosen = look_up("optimizer.dense.name", "dense optimizer", name, {**OPTIMIZERS, **FOR_DENSE})
     is_rows = isinstance(chosen, type) and issubclass(chosen, SparseOptimizer)
     rows = row_optimizer("optimizer.dense", name, chosen, options) if is_rows else None
-    parameters = list(module.parameters())
+    parameters = [p for _, p in named(module, names)]
+    if not parameters:
+        return torch.optim.SGD([torch.zeros(0, requires_grad=True)], lr=0.0)  # of a shard without dense parameters
     try:
         made: torch.optim.Optimizer = chosen(parameters, **options) if rows is None else RowsOptimizer(parameters, rows)
     except (TypeError, ValueError) as error:
@@ -51,13 +75,16 @@ def make_optimizer(name: str, options: dict[str, Any], module: nn.Module) -> tor
 
 
 class DenseBlock:
-    """The dense parameters of a module and their optimizer. Not thread-safe: its owner serialises calls."""
+    """The dense parameters of a module (those called `names`, if given) and their optimizer. Not thread-safe: its owner
+    serialises calls."""
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.module = module
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, names: Collection[str] | None = None
+    ) -> None:
         self.optimizer = optimizer
-        self.flat = flatten(module)
-        self._parameters = list(module.parameters())  # once: to walk the module's tree costs more than the views
+        self.flat = flatten(module, names)
+        self.named = named(module, names)
+        self._parameters = [p for _, p in self.named]  # once: to walk the module's tree costs more than the views
         self._sizes = [p.numel() for p in self._parameters]
 
     def apply(self, gradient: Tensor, clock: Clock, part: float = 1.0) -> None:
@@ -76,7 +103,7 @@ class DenseBlock:
 
     def weights(self) -> dict[str, Tensor]:
         """Named parameters (copies)."""
-        return {name: p.detach().clone() for name, p in self.module.named_parameters()}
+        return {name: p.detach().clone() for name, p in self.named}
 
     def slots(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The optimizer's state: tensors by 'parameter index.key', and what is no tensor, as JSON values."""
@@ -95,7 +122,7 @@ class DenseBlock:
         """Put back what `weights` and `slots` gave. Rates and other options stay those of this optimizer: a resumed run
         may change them."""
         with torch.no_grad():
-            for name, p in self.module.named_parameters():
+            for name, p in self.named:
                 p.copy_(weights[name])
         state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in rest["state"].items()}
         for name, tensor in tensors.items():
