@@ -19,12 +19,13 @@ from paceline.models.base import Inputs, Model, Normalised
 from paceline.models.normalise import LocalBatchNorm
 from paceline.models.registry import build_model
 from paceline.naming import look_up
-from paceline.params.dense import DenseBlock, make_optimizer
+from paceline.params.dense import DenseBlock, make_optimizer, slices
 from paceline.params.dense_rows import RowsOptimizer
 from paceline.params.row_optimizers import BUILT_IN, row_optimizer
 from paceline.params.shard import Shard
 from paceline.params.sparse import SparseOptimizer
 from paceline.params.table import Table
+from paceline.runtimes.body import Store
 from paceline.runtimes.compute import Layout, Replica
 from paceline.runtimes.statistics import Statistics
 from paceline.schema import CRITEO_COLUMNS, Schema
@@ -39,13 +40,19 @@ class Job:
     log: Log
     days: list[list[str]]
     layout: Layout
-    route: DirectRoute
+    route: Store
     replicas: list[Replica]
     statistics: Statistics
 
     @property
+    def direct(self) -> DirectRoute:
+        """The route of a job whose parameters are in this process."""
+        assert isinstance(self.route, DirectRoute)
+        return self.route
+
+    @property
     def shard(self) -> Shard:
-        return self.route.shard
+        return self.direct.shard
 
 
 def day_files(config: JobConfig, base: Path) -> list[list[str]]:
@@ -99,25 +106,43 @@ def make_model(config: JobConfig, inputs: Inputs) -> Model:
     return model
 
 
-def assemble(config: JobConfig, base: Path, replicas: int | None = None) -> Job:
-    """Everything a run needs, nothing started. base: what relative paths in the configuration are relative to;
-    replicas: of the model (default: one for each worker)."""
-    log = make_log(config)
-    inputs = Inputs(log.schema.fields, log.schema.dense_width, config.normalise)
-    model = make_model(config, inputs)
+def make_inputs(config: JobConfig) -> Inputs:
+    """What the model is built for."""
+    schema = config.log_schema()
+    return Inputs(schema.fields, schema.dense_width, config.normalise)
+
+
+def make_shard(config: JobConfig, index: int = 0, shards: int = 1) -> Shard:
+    """The shard `index` of `shards`, empty: its table, and its slice of the dense parameters."""
+    model = make_model(config, make_inputs(config))
     parts = model.parts()
-    layout = Layout(parts, len(log.schema.single_fields), len(log.schema.multi))
+    names = None if shards == 1 else slices(model, shards)[index]
     # A uniform number in +-b has standard deviation b / sqrt(3).
     bounds = np.concatenate([np.full(part.width, part.std * 3**0.5, np.float32) for part in parts])
     sparse = config.optimizer.sparse
     optimizer = sparse_optimizer(sparse.name, dict(sparse.options))
     table = Table(bounds, optimizer, config.seed)
     dense_options = {key: _maybe_number(key, value) for key, value in config.optimizer.dense.options.items()}
-    dense = DenseBlock(model, make_optimizer(config.optimizer.dense.name, dense_options, model))
+    dense = DenseBlock(model, make_optimizer(config.optimizer.dense.name, dense_options, model, names), names)
     _check_weights(config, optimizer, dense)
-    route = DirectRoute(Shard(table, dense, sparse.reduce))
-    count = config.workers if replicas is None else replicas
-    made = [Replica(make_model(config, inputs), layout, config.precision) for _ in range(count)]
+    return Shard(table, dense, sparse.reduce)
+
+
+def make_replica(config: JobConfig) -> Replica:
+    """A worker's model."""
+    schema, model = config.log_schema(), make_model(config, make_inputs(config))
+    layout = Layout(model.parts(), len(schema.single_fields), len(schema.multi))
+    return Replica(model, layout, config.precision)
+
+
+def assemble(config: JobConfig, base: Path, replicas: int | None = None, store: Store | None = None) -> Job:
+    """Everything a run needs, nothing started. base: what relative paths in the configuration are relative to;
+    replicas: of the model (default: one for each worker); store: where the parameters are (default: in this process).
+    """
+    log = make_log(config)
+    route = DirectRoute(make_shard(config)) if store is None else store
+    made = [make_replica(config) for _ in range(config.workers if replicas is None else replicas)]
+    layout = made[0].layout
     return Job(config, log.schema, log, day_files(config, base), layout, route, made, Statistics(made[0].statistics))
 
 

@@ -58,7 +58,7 @@ def simulate(
         path = run_dir / CLUSTER
         with storing(path):
             replace_text(path, yaml.safe_dump(spec.model_dump(mode="json", exclude_unset=True), sort_keys=False))
-        return VirtualBody(spec, job.route, job.replicas, job.statistics, times, stacked)
+        return VirtualBody(spec, job.direct, job.replicas, job.statistics, times, stacked)
 
     replicas = min(threads or os.cpu_count() or 1, spec.workers)
     return train(config, base, run_dir, resume, watcher, body, replicas)

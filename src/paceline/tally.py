@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paceline.pace import Account
-from paceline.params.table import Table
-from paceline.runtimes.body import Body
+from paceline.runtimes.body import Body, Store
 from paceline.runtimes.coordinator import Coordinator
 from paceline.telemetry import Telemetry
 
@@ -75,10 +74,12 @@ class Tally:
         return round(samples / seconds, 1) if self._body.virtual and seconds > 0 else None
 
 
-def count(coordinator: Coordinator, table: Table) -> Telemetry:
+def count(coordinator: Coordinator, store: Store) -> Telemetry:
     """What was counted since the last trained day, up to now."""
     coordinator.count_time()
     counted = coordinator.telemetry
-    counted.rows += table.ages
-    table.ages[:] = 0
+    rows, norms = store.take_counted()
+    counted.rows += rows
+    for norm in norms:
+        counted.updates.add(norm)
     return counted

@@ -32,7 +32,7 @@ from paceline.watcher import Silent, Watcher
 
 def local_body(job: Job) -> Body:
     """Threads in this process, one for each replica."""
-    return LocalBody(job.route, job.replicas, job.statistics)
+    return LocalBody(job.direct, job.replicas, job.statistics)
 
 
 def train(
@@ -224,7 +224,7 @@ class Trainer:
 
     def _tell_day(self) -> None:
         """Write what was counted in a trained day, and count anew."""
-        account, counted = self.coordinator.machine.account, count(self.coordinator, self.job.shard.table)
+        account, counted = self.coordinator.machine.account, count(self.coordinator, self.job.route)
         self.tally.end_day(account, counted)
         told = {"day": self.day, "pace": self.coordinator.machine.pace.name, "samples_read": account.read}
         self.run.histograms({**told, **self.tally.last_day, **counted.to_json()})
@@ -265,7 +265,7 @@ class Trainer:
         now = time.monotonic()
         if now - self._drawn > 2.0 and account.updates:
             self._drawn = now
-            counted = count(self.coordinator, self.job.shard.table)
+            counted = count(self.coordinator, self.job.route)
             values = {"loss": progress.loss, "staleness": progress.staleness, "idle_share": counted.idle_share}
             values |= {"dropped_share": account.dropped / max(account.read, 1), **self.tally.live(account)}
             self.curves.add("training", values, account.read)
@@ -299,7 +299,7 @@ class Trainer:
             "trained_seconds": self._trained_seconds
             + (0.0 if self._day_started is None else time.monotonic() - self._day_started),
             "day_rate": self._day_rate,
-            "tally": self.tally.to_json(count(coordinator, self.job.shard.table)),
+            "tally": self.tally.to_json(count(coordinator, self.job.route)),
             "last_result": self._last_result,
         }
         if coordinator.machine.version != self.job.shard.version:
@@ -307,7 +307,7 @@ class Trainer:
                 f"version {coordinator.machine.version} was decided and {self.job.shard.version} is there: not stored"
             )
         sound = coordinator.progress.sound
-        with self.job.route.whole():  # a worker that holds a lease may be pulling, and so creating rows
+        with self.job.direct.whole():  # a worker that holds a lease may be pulling, and so creating rows
             keep = self.config.checkpoint.keep
             checkpoint.save(self._checkpoints, self.job.shard, state, keep, sound, self.job.statistics)
         self._saved_at = coordinator.machine.account.read
@@ -338,7 +338,7 @@ class Trainer:
         if isinstance(error, PacelineError):
             return type(error)(f"{error}\n({way_on})")
         if isinstance(error, MemoryError):
-            size = f"{self.job.shard.table.bytes >> 20:,} MB for {len(self.job.shard.table):,} ids"
+            size = f"{self.job.route.bytes >> 20:,} MB for {self.job.route.ids:,} ids"
             return TrainingError(
                 f"out of memory ({error}); the table holds {size}. Use a smaller model.dim, rowwise_adagrad, fewer"
                 f" workers or a smaller batch.local\n({way_on})"
@@ -374,7 +374,7 @@ class Trainer:
             "samples_per_s": round(rate, 1),
             "pace": machine.pace.name,
             "seconds": round(self._total_seconds(), 3),
-            "ids": len(self.job.shard.table),
+            "ids": self.job.route.ids,
             "virtual_seconds": round(self.body.clock(), 6) if self.body.virtual else None,
             **self.tally.last_day,
         }

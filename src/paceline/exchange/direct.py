@@ -34,6 +34,16 @@ class Pulled:
         return int(8 * self.numbers.shape[0] + self.weights.nbytes)
 
 
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a worker shows when it pulls and pushes. attempt: tells lease from lease where a gradient's was lost and
+    issued again; version: of the parameters that it must see at least."""
+
+    gradient: int
+    attempt: int = 0
+    version: int = 0
+
+
 class DirectRoute:
     """The route of the local runtime. Gradients wait here, by number, until the pace machine settles them."""
 
@@ -48,16 +58,21 @@ class DirectRoute:
         with self._lock:
             yield
 
-    def pull(self, ids: Ints, dense: Tensor | None) -> Pulled:
+    def pull(self, ids: Ints, dense: Tensor | None, ticket: Ticket | None = None) -> Pulled:
         """Rows for a batch's ids (int64 [positions], repeats allowed; new ids are created) and, unless `dense` is None,
-        the dense parameters."""
+        the dense parameters. Here everybody sees the newest version, whatever the ticket asks for."""
         distinct, inverse = unique(ids)
+        numbers, weights, counts = self.pull_distinct(distinct, dense)
+        return Pulled(numbers, weights, inverse, counts)
+
+    def pull_distinct(self, distinct: Ints, dense: Tensor | None) -> tuple[Ints, Floats, npt.NDArray[np.int32]]:
+        """(numbers, weights, counts) of distinct ids; otherwise as `pull`."""
         with self._lock:
             numbers = self.shard.table.find_or_insert(distinct)
             weights, counts = self.shard.table.pull_counted(numbers, distinct)
             if dense is not None:
                 self.shard.pull_dense(dense)
-        return Pulled(numbers, weights, inverse, counts)
+        return numbers, weights, counts
 
     def read(self, ids: Ints) -> Pulled:
         """Rows for evaluation: nothing is created; an unknown id has the row it would start from.
@@ -85,3 +100,36 @@ class DirectRoute:
     def drop(self, number: int) -> None:
         """Forget a gradient."""
         del self._waiting[number]
+
+    def forget(self) -> None:
+        """Forget every gradient that waits."""
+        self._waiting.clear()
+
+    def read_dense(self, into: Tensor) -> None:
+        """The dense parameters, for evaluation."""
+        self.shard.pull_dense(into)
+
+    def settle(self) -> None:
+        """Return when everything that was ordered is done: here it always is."""
+
+    @property
+    def version(self) -> int:
+        """Updates that have been carried out."""
+        return self.shard.version
+
+    @property
+    def ids(self) -> int:
+        """Rows there are."""
+        return len(self.shard.table)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the tables."""
+        return self.shard.table.bytes
+
+    def take_counted(self) -> tuple[Ints, list[float]]:
+        """(row staleness by its number of binary digits int64 [64], norms of updates that `apply` did not return) since
+        the last call."""
+        ages = self.shard.table.ages.copy()
+        self.shard.table.ages[:] = 0
+        return ages, []

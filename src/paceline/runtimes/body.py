@@ -1,12 +1,43 @@
-"""What runs a day: threads, a virtual cluster, or processes."""
+"""What runs a day: threads, a virtual cluster, or processes; and what holds the parameters meanwhile."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from paceline.batch import Batch
+from torch import Tensor
+
+from paceline.batch import Batch, Ints
+from paceline.exchange.direct import Pulled
+from paceline.pace import Apply
 from paceline.runtimes.coordinator import Coordinator
+
+
+class Store(Protocol):
+    """The parameters, wherever they are: one shard in this process, or several in others."""
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def ids(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    def apply(self, command: Apply) -> float | None:
+        """Carry out an update, or order it. Returns the norm of its gradient if it is known at once."""
+
+    def drop(self, number: int) -> None: ...
+
+    def read(self, ids: Ints) -> Pulled: ...
+
+    def read_dense(self, into: Tensor) -> None: ...
+
+    def settle(self) -> None:
+        """Return when everything that was ordered is done."""
+
+    def take_counted(self) -> tuple[Ints, list[float]]: ...
 
 
 class Body(Protocol):

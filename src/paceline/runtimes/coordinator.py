@@ -16,6 +16,7 @@ from torch import Tensor
 
 from paceline import pace as p
 from paceline.batch import Batch, Span
+from paceline.exchange.direct import Ticket
 from paceline.runtimes.statistics import Statistics
 from paceline.telemetry import Telemetry
 
@@ -23,8 +24,8 @@ from paceline.telemetry import Telemetry
 class Settler(Protocol):
     """Carries out what the machine says of gradients (a route)."""
 
-    def apply(self, command: p.Apply) -> float:
-        """Returns the norm of the gradient that was applied."""
+    def apply(self, command: p.Apply) -> float | None:
+        """Returns the norm of the gradient that was applied; None if it will be known later."""
 
     def drop(self, number: int) -> None: ...
 
@@ -35,12 +36,18 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A batch to compute; gradient is its number; version: of the parameters as they were when it was granted."""
+    """A batch to compute; gradient is its number; version: of the parameters as they were when it was granted; attempt:
+    a number of its own for each lease."""
 
     gradient: int
     token: int
     version: int
     batch: Batch
+    attempt: int = 0
+
+    @property
+    def ticket(self) -> Ticket:
+        return Ticket(self.gradient, self.attempt, self.version)
 
 
 @dataclass(slots=True)
@@ -89,6 +96,7 @@ class Coordinator:
         self._granted: dict[str, Lease] = {}
         self._source: Iterator[Batch] | None = None
         self._reading = False
+        self._attempts = 0
 
     def open(self, source: Iterator[Batch]) -> None:
         """The next batches come from `source`; when it ends, what was read is drained."""
@@ -100,13 +108,20 @@ class Coordinator:
             self._joined[worker] = self._clock()
             self._step(p.WorkerJoined(worker))
 
+    def is_here(self, worker: str) -> bool:
+        """Whether it has joined and not left."""
+        with self._changed:
+            return worker in self._joined
+
     def leave(self, worker: str) -> None:
+        """It is gone; what it was computing goes to another."""
         with self._changed:
             self._stop_waiting(worker)
             present = self.telemetry.present
             present[worker] = present.get(worker, 0.0) + self._clock() - self._joined.pop(worker)
             self._granted.pop(worker, None)
             self._step(p.WorkerLeft(worker))
+            self._changed.notify_all()
 
     def request(self, worker: str) -> None:
         """`worker` is free. Its lease is among `grants` at once or after some later call."""
@@ -137,12 +152,15 @@ class Coordinator:
     def lease(self, worker: str) -> Lease | None:
         """The next batch for `worker`, waiting as long as the pace says; None when the data is drained.
 
-        Raises Stopped if the run has failed meanwhile, and whatever error reading the data raised.
+        Raises Stopped if the run has failed meanwhile or the worker was taken for dead, and whatever error reading the
+        data raised.
         """
         with self._changed:
+            if worker not in self._joined:
+                raise Stopped
             self.request(worker)
             while True:
-                if self.failure is not None:
+                if self.failure is not None or worker not in self._joined:
                     raise Stopped
                 if worker in self._granted:
                     return self._granted.pop(worker)
@@ -160,7 +178,7 @@ class Coordinator:
         """A gradient (of norm `norm`) that the settler holds already: let the machine decide on it. statistics: of
         the worker's batch normalisation now, [S]."""
         with self._changed:
-            if self.failure is not None:
+            if self.failure is not None or worker not in self._joined:
                 raise Stopped
             progress = self.progress
             progress.sound = max(progress.sound, lease.version)
@@ -234,7 +252,9 @@ class Coordinator:
             match command:
                 case p.Apply(version, parts):
                     self.settling = True
-                    self.telemetry.updates.add(self._settler.apply(command))
+                    norm = self._settler.apply(command)
+                    if norm is not None:
+                        self.telemetry.updates.add(norm)
                     self.settling = False
                     updated = True
                     for part in parts:
@@ -246,7 +266,9 @@ class Coordinator:
                     self._note_staleness([staleness])
                 case p.Grant(worker, gradient, token):
                     self._stop_waiting(worker)
-                    self._granted[worker] = Lease(gradient, token, self.machine.version, self._batches[gradient])
+                    self._attempts += 1
+                    batch, version = self._batches[gradient], self.machine.version
+                    self._granted[worker] = Lease(gradient, token, version, batch, self._attempts)
                 case _:
                     pass
         if commands:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paceline.batch import Batch, Ints
 from paceline.errors import LossError
-from paceline.exchange.direct import Pulled
+from paceline.exchange.direct import Pulled, Ticket
 from paceline.params.shard import Gradient
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.coordinator import Coordinator, Lease, Stopped
@@ -31,7 +31,7 @@ class Office(Protocol):
 class Route(Protocol):
     """How a worker reaches the parameters."""
 
-    def pull(self, ids: Ints, dense: Tensor | None) -> Pulled: ...
+    def pull(self, ids: Ints, dense: Tensor | None, ticket: Ticket | None = None) -> Pulled: ...
 
     def push(self, number: int, gradient: Gradient) -> None: ...
 
@@ -46,7 +46,7 @@ def settle_thread() -> None:
 def work(name: str, office: Office, route: Route, replica: Replica) -> None:
     """A worker's whole life: lease, pull, compute, push, until the data is drained."""
     while (lease := office.lease(name)) is not None:
-        pulled = route.pull(lease.batch.flat_ids(), replica.flat)
+        pulled = route.pull(lease.batch.flat_ids(), replica.flat, lease.ticket)
         loss, gradient, norm = compute(replica, lease, pulled)
         route.push(lease.gradient, gradient)
         office.push(name, lease, loss, norm, replica.statistics.clone())

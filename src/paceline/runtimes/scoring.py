@@ -10,13 +10,13 @@ from torch import Tensor
 
 from paceline.batch import Batch, Floats
 from paceline.errors import LossError
-from paceline.exchange.direct import DirectRoute
+from paceline.runtimes.body import Store
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.local import settle_thread
 
 
 def score(
-    route: DirectRoute,
+    route: Store,
     replicas: list[Replica],
     source: Iterator[Batch],
     take: Callable[[int, Batch, Floats], None],
@@ -34,7 +34,7 @@ def score(
     def body(replica: Replica) -> None:
         settle_thread()
         try:
-            route.shard.pull_dense(replica.flat)
+            route.read_dense(replica.flat)
             replica.statistics.copy_(statistics)
             while not errors:
                 with lock:
