@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-for _folder in ("pace", "runs"):
+for _folder in ("pace", "runs", "cluster"):
     sys.path.insert(0, str(Path(__file__).parent / _folder))
 
 

@@ -6,7 +6,8 @@
     │   ├── DataError             a file, line or value of the log
     │   └── RunDirError           a run directory that is missing, in use or does not fit
     ├── TrainingError             the run could not go on (a worker failed); exit code 1
-    │   └── LossError             the loss or a gradient is not finite: the newest state is not worth keeping
+    │   ├── LossError             the loss or a gradient is not finite: the newest state is not worth keeping
+    │   └── ClusterLost           a process of the cluster died; the job goes on by itself from the last snapshot
     ├── StorageError              the machine could not store or read state (disk full, bad checksum); exit code 1
     ├── Interrupted               Ctrl-C or SIGTERM ended a command; exit code 130
     └── PaceError                 a caller broke the pace machine's protocol: a bug in a runtime, never the user's
@@ -55,6 +56,11 @@ class LossError(TrainingError):
     def __init__(self, text: str, file: int | None = None) -> None:
         super().__init__(text)
         self.file = file
+
+
+class ClusterLost(TrainingError):
+    """A process that holds parameters is gone, and with it what was trained since the last snapshot. Never the end of a
+    job: whoever watches over the cluster starts the process again and goes on."""
 
 
 class StorageError(PacelineError):

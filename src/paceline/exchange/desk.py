@@ -42,16 +42,15 @@ class Desk:
 
     def __init__(self, home: DirectRoute) -> None:
         self.home = home
-        self.generation = 0
+        self.generation = -1
         self._changed = threading.Condition()
         self._pulled: dict[int, tuple[int, Ints, Counts]] = {}
 
-    def begin(self, generation: int) -> None:
-        """A new generation: whoever is of an older one is refused, and gradients that wait are forgotten."""
+    def begin(self, generation: int, home: DirectRoute) -> None:
+        """A new generation with this state: whoever is of an older one is refused, and what waited is forgotten."""
         with self._changed:
-            self.generation = generation
+            self.generation, self.home = generation, home
             self._pulled.clear()
-            self.home.forget()
             self._changed.notify_all()
 
     def check(self, generation: int) -> None:

@@ -101,10 +101,6 @@ class DirectRoute:
         """Forget a gradient."""
         del self._waiting[number]
 
-    def forget(self) -> None:
-        """Forget every gradient that waits."""
-        self._waiting.clear()
-
     def read_dense(self, into: Tensor) -> None:
         """The dense parameters, for evaluation."""
         self.shard.pull_dense(into)

@@ -149,6 +149,11 @@ class Coordinator:
         """All data is read and settled."""
         return self._source is None and self.machine.drained
 
+    def finished(self, seconds: float) -> bool:
+        """Whether everything is settled or has failed; waits for it up to `seconds`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.done or self.failure is not None, seconds)
+
     def lease(self, worker: str) -> Lease | None:
         """The next batch for `worker`, waiting as long as the pace says; None when the data is drained.
 

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -43,11 +44,15 @@ def settle_thread() -> None:
     torch.set_flush_denormal(True)
 
 
-def work(name: str, office: Office, route: Route, replica: Replica) -> None:
-    """A worker's whole life: lease, pull, compute, push, until the data is drained."""
+def work(
+    name: str, office: Office, route: Route, replica: Replica, turn: AbstractContextManager[None] | None = None
+) -> None:
+    """A worker's whole life: lease, pull, compute, push, until the data is drained. turn: held while it computes."""
+    turn = turn or nullcontext()
     while (lease := office.lease(name)) is not None:
         pulled = route.pull(lease.batch.flat_ids(), replica.flat, lease.ticket)
-        loss, gradient, norm = compute(replica, lease, pulled)
+        with turn:
+            loss, gradient, norm = compute(replica, lease, pulled)
         route.push(lease.gradient, gradient)
         office.push(name, lease, loss, norm, replica.statistics.clone())
 

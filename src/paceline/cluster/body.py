@@ -1,0 +1,53 @@
+"""The cluster body: the coordinator's side of a day whose workers are in other processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from paceline.batch import Batch
+from paceline.cluster.office import Office
+from paceline.exchange.far import FarShards
+from paceline.runtimes.ahead import read_ahead
+from paceline.runtimes.coordinator import Coordinator
+from paceline.runtimes.statistics import Statistics
+
+_AHEAD = 8  # batches
+
+
+class ClusterBody:
+    """Runs a day's batches through whichever workers are at the office."""
+
+    virtual = False
+    clock = staticmethod(time.monotonic)
+
+    def __init__(self, office: Office, store: FarShards, statistics: Statistics) -> None:
+        self._office, self._store, self._statistics = office, store, statistics
+
+    def state(self) -> dict[str, Any]:
+        """Nothing that a checkpoint would keep."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+    def run_day(
+        self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None
+    ) -> None:
+        """Train on every batch of `source`; returns when all of it is settled. `watch` is called ten times a second.
+        The first error is raised here."""
+        self._statistics.keep(self._office.workers())
+        coordinator.open(read_ahead(source, _AHEAD))
+        self._office.open_day(coordinator, self._statistics)
+        try:
+            while not coordinator.finished(0.1):
+                self._office.send_away_the_dead()
+                watch()
+        except BaseException as error:
+            coordinator.fail(error)
+            raise
+        if coordinator.failure is not None:
+            raise coordinator.failure
+        self._office.close_day()
+        self._store.settle()

@@ -1,0 +1,136 @@
+"""A cluster's parties in one process, over real Arrow Flight connections: for tests of what is said between them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import numpy as np
+import pyarrow.flight as fl
+import torch
+
+from paceline import pace as p
+from paceline.assembly import assemble, make_replica
+from paceline.cluster.body import ClusterBody
+from paceline.cluster.node import Node
+from paceline.cluster.office import Office
+from paceline.cluster.spec import NodeSpec, roles
+from paceline.data.moments import no_moments
+from paceline.data.stream import Plan, day_batches
+from paceline.exchange.far import FarShards
+from paceline.exchange.security import Security
+from paceline.params.dense import slices
+from paceline.runtimes.coordinator import Coordinator
+from paceline.runtimes.local import LocalBody
+from paceline.runtimes.statistics import Statistics
+
+
+class Party:
+    """Nodes, an office and the coordinator's store, generation by generation."""
+
+    def __init__(self, config, nodes=2, servers=0, workers=0, security=None, **options):
+        self.config, self.security = config, security or Security()
+        self.shards = nodes + servers
+        values = config.to_yaml()
+        self.nodes = [
+            Node(NodeSpec(name, values, self.shards, shard, worker, security=self.security, **options))
+            for name, shard, worker in roles(nodes, servers, workers)
+        ]
+        self.addresses = [a for a in (node.start() for node in self.nodes) if a is not None]
+        self.office = Office(self.security)
+        self.replica = make_replica(config)
+        self.workers = nodes + workers
+        self.generation = 0
+        self.failures = []
+
+    def begin(self):
+        """A new generation; its store."""
+        self.generation += 1
+        for address in self.addresses:
+            with self.security.connect(address) as client:
+                list(client.do_action(fl.Action("reset", b'{"generation": %d}' % self.generation)))
+        sizes = {name: q.numel() for name, q in self.replica.model.named_parameters()}
+        self.sizes = [sum(sizes[n] for n in names) for names in slices(self.replica.model, self.shards)]
+        self.store = FarShards(
+            self.security, self.addresses, self.generation, self.sizes, self.replica.layout.width, self.failures.append
+        )
+        self.office.begin(self.generation)
+        for node in self.nodes:
+            node.begin(self.generation, self.addresses, f"127.0.0.1:{self.office.port}")
+        assert self.office.wait_for_workers(self.workers, 30)
+        return self.store
+
+    def end(self):
+        self.office.begin(self.generation + 1)
+        self.store.close()
+        for node in self.nodes:
+            node.end()
+        self.office.shutdown()
+
+    def rows(self):
+        """{id: weights and slots and clocks} of every shard."""
+        found = {}
+        for node in self.nodes:
+            if node._desk is not None:
+                for block in node._desk.home.shard.table.blocks():
+                    values = np.concatenate([block.weights, block.slots, block.clocks], axis=1)
+                    found |= dict(zip(block.ids.tolist(), values, strict=True))
+        return found
+
+    def dense(self):
+        return torch.cat([n._desk.home.shard.dense.flat for n in self.nodes if n._desk is not None])
+
+
+@contextlib.contextmanager
+def party(config, **options):
+    made = Party(config, **options)
+    try:
+        made.begin()
+        yield made
+    finally:
+        made.end()
+
+
+def train_days(config, base, store, body_of, pace=None, before_day=lambda day, coordinator: None, trace=lambda line: None):
+    """Every day of the job on `store`; the coordinator."""
+    job = assemble(config, base, store=store) if store is not None else assemble(config, base)
+    statistics = Statistics(job.replicas[0].statistics)
+    body = body_of(job, statistics)
+    machine = p.begin(pace or config.pace.build(config.gradients))
+    coordinator = Coordinator(machine, job.route, trace, statistics=statistics)
+    moments = no_moments(len(job.schema.dense))
+    for day, files in enumerate(job.days):
+        before_day(day, coordinator)
+        with contextlib.closing(day_batches(job.log, files, Plan(day, config.local_batch, moments=moments))) as source:
+            body.run_day(coordinator, source, lambda: None)
+        moments = coordinator.next_span.moments
+        statistics.export()
+    return job, coordinator
+
+
+def locally(config, base, **options):
+    """The same in worker threads of this process: ({id: row}, dense, coordinator)."""
+    found = []
+
+    def body():
+        job, coordinator = train_days(
+            config, base, None, lambda job, statistics: LocalBody(job.direct, job.replicas, statistics), **options
+        )
+        rows = {}
+        for block in job.shard.table.blocks():
+            values = np.concatenate([block.weights, block.slots, block.clocks], axis=1)
+            rows |= dict(zip(block.ids.tolist(), values, strict=True))
+        found.append((rows, job.shard.dense.flat.clone(), coordinator))
+
+    thread = threading.Thread(target=body)  # thread settings stay there
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def on_cluster(config, base, made, **options):
+    """(rows, dense, coordinator) of the job trained by a party."""
+    _, coordinator = train_days(
+        config, base, made.store, lambda job, statistics: ClusterBody(made.office, made.store, statistics), **options
+    )
+    return made.rows(), made.dense(), coordinator
