@@ -20,6 +20,7 @@ from paceline.data.moments import no_moments
 from paceline.data.stream import FIRST, Plan, day_batches
 from paceline.errors import LossError, PacelineError, RunDirError, StorageError, TrainingError
 from paceline.evaluate import evaluate_files, need_both_classes, run_config
+from paceline.keeper import Keeper
 from paceline.resume import check_same_job
 from paceline.rundir import RunDir, storing
 from paceline.runtimes.body import Body
@@ -85,7 +86,7 @@ class Trainer:
         self.again: list[Span] = []  # spans of the checkpoint that were not read again yet
         self.seen = [0, 0]  # rows and clicks of `day` so far
         self.next = Span(0, FIRST, FIRST, no_moments(len(job.schema.dense)))
-        self._checkpoints = run.path / "checkpoints"
+        self._keeper = Keeper(run.path / "checkpoints", job.config.checkpoint.keep)
         self._seconds = 0.0
         self._started = time.monotonic()
         self._day_rate = 0.0
@@ -100,10 +101,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Restore the newest checkpoint, or start at the first day."""
-        with storing(self._checkpoints):
-            self._checkpoints.mkdir(parents=True, exist_ok=True)
-        checkpoint.clean(self._checkpoints)
-        loaded = checkpoint.load(self._checkpoints, self.job.shard, statistics=self.job.statistics)
+        loaded = self._keeper.load(self.job.shard, self.job.statistics)
         lines, trace_bytes, skipped, counted = 0, 0, 0, Telemetry()
         if loaded is None:
             machine = p.begin(scheduled_pace(self.config, 0, 0))
@@ -173,6 +171,7 @@ class Trainer:
                     raise self._stopped(error) from error
             return self._end()
         finally:
+            self._keeper.close()
             self.curves.close()
 
     def _one_day(self) -> None:
@@ -186,6 +185,7 @@ class Trainer:
         self.day, self.evaluated, self.seen = self.day + 1, False, [0, 0]
         self.next = Span(self.day, FIRST, FIRST, self._moments())
         self._save([])
+        self._keeper.wait()
 
     def _evaluate(self) -> None:
         files = self.job.days[self.day]
@@ -249,7 +249,9 @@ class Trainer:
                 self.watcher.note(f"{read:,} samples: the pace is now {pace.name}")
 
     def _on_update(self, coordinator: Coordinator) -> None:
-        if coordinator.machine.account.read - self._saved_at >= self.config.checkpoint.every:
+        # A simulation waits for the last one to be written: its trace may not depend on how quick the disk is.
+        free = self._keeper.free() or self.body.virtual
+        if free and coordinator.machine.account.read - self._saved_at >= self.config.checkpoint.every:
             coordinator.snapshot(self._save)
 
     def _watch(self) -> None:
@@ -278,7 +280,7 @@ class Trainer:
         return following.moments if following is not None else self.next.moments
 
     def _save(self, pending: list[Batch]) -> None:
-        """Keep a checkpoint. pending: batches that are out; they will be read again."""
+        """Have a checkpoint written of what is now. pending: batches that are out; they will be read again."""
         coordinator = self.coordinator
         following = coordinator.next_span if pending or self.evaluated else None
         state = {
@@ -306,16 +308,17 @@ class Trainer:
             raise TrainingError(
                 f"version {coordinator.machine.version} was decided and {self.job.shard.version} is there: not stored"
             )
-        sound = coordinator.progress.sound
+        self._keeper.wait()
         with self.job.route.whole():  # a worker that holds a lease may be pulling, and so creating rows
-            keep = self.config.checkpoint.keep
-            checkpoint.save(self._checkpoints, self.job.shard, state, keep, sound, self.job.statistics)
+            copy = checkpoint.take(self.job.shard, since=self._keeper.since)
+        self._keeper.write(copy, state, coordinator.progress.sound, self.job.statistics.tensors())
         self._saved_at = coordinator.machine.account.read
 
     def _stopped(self, error: BaseException) -> BaseException:
         """What to raise when a day could not be finished, with the state kept where it is worth keeping."""
+        error = self._keeper.settled(error)
         if isinstance(error, LossError):
-            left = checkpoint.set_aside(self._checkpoints, self.coordinator.progress.sound)
+            left = checkpoint.set_aside(self._keeper.folder, self.coordinator.progress.sound)
             way_on = f"go on from version {left.name} with --resume and lower rates" if left else "nothing was kept"
             where = f" in {self.job.days[self.day][error.file]}" if error.file is not None else ""
             return LossError(f"{error}{where}\n({way_on})")
@@ -325,6 +328,7 @@ class Trainer:
             way_on = "nothing was trained yet: start again, with or without --resume"
         elif not isinstance(error, StorageError) and not self.coordinator.settling:
             self.coordinator.snapshot(self._save)
+            self._keeper.wait()
             machine = self.coordinator.machine
             account = machine.account
             self._check_account(machine.in_flight)
