@@ -46,15 +46,21 @@ def evaluations(run: Path) -> list[tuple[int, float]]:
 def parameters(run: Path) -> dict[str, Any]:
     """Ids, weights and slots (sorted by id) and dense parameters of a run's newest checkpoint."""
     path = max((run / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
-    with pa.memory_map(str(path / "rows.arrow")) as source:
-        rows = pa.ipc.open_file(source).read_all()
-    ids = rows.column("id").to_numpy()
-    order = np.argsort(ids)
-    if len(np.unique(ids)) != len(ids):
-        raise SystemExit(f"{path}: an id has two rows")
+    pieces, tables = json.loads((path / "manifest.json").read_text())["pieces"], []
+    for file in (file for piece in pieces for file in piece["rows"]):
+        with pa.memory_map(str(path.parent / "pieces" / file["name"])) as source:
+            tables.append(pa.ipc.open_file(source).read_all())
+            if len(tables[-1].column("id").unique()) != tables[-1].num_rows:
+                raise SystemExit(f"{file['name']}: an id has two rows")
+    rows = pa.concat_tables(tables)
+    ids, last = np.unique(rows.column("id").to_numpy()[::-1], return_index=True)
+    order = len(rows) - 1 - last  # a later file has the newer row
+    if len(ids) != sum(piece["ids"] for piece in pieces):
+        raise SystemExit(f"{path}: {len(ids)} ids, which is not what the manifest says")
     flat = {name: rows.column(name).combine_chunks().flatten().to_numpy() for name in ("weights", "slots")}
-    sparse = {name: values.reshape(len(ids), -1)[order] for name, values in flat.items()}
-    return {"id": ids[order], **sparse, **load_file(path / "dense.safetensors")}
+    sparse = {name: values.reshape(len(rows), -1)[order] for name, values in flat.items()}
+    dense = [load_file(path.parent / "pieces" / piece["dense"]["name"]) for piece in pieces]
+    return {"id": ids, **sparse, **{name: value for part in dense for name, value in part.items()}}
 
 
 def killed(line: list[str], moment: float) -> bool:

@@ -321,7 +321,7 @@ def test_a_dense_rate_that_is_changed_at_a_resume_counts(tmp_path):
     write(tmp_path / "d", csv(64))
     go(tmp_path, job("csv", ["d"]))
     go(tmp_path, job("csv", ["d", "d"]), resume=True, overrides=["optimizer.dense.lr=0.5"])
-    state = json.loads((max((tmp_path / "run" / "checkpoints").iterdir()) / "state.json").read_text())
+    state = json.loads((max((tmp_path / "run" / "checkpoints").glob("[0-9]*")) / "state.json").read_text())
     assert state["dense_optimizer"]["param_groups"][0]["lr"] == 0.5
 
 

@@ -79,10 +79,13 @@ def train(
 ) -> None:
     """Train the job, day by day; each day is evaluated before it is trained on."""
     from paceline.jobfile import load_config
-    from paceline.training import train as run_job
 
     config = load_config(job, overrides)
     base = job.parent.resolve()
+    if config.cluster is not None:
+        from paceline.cluster.supervisor import train_on_cluster as run_job
+    else:
+        from paceline.training import train as run_job
     _run(job, config, run_dir, resume, lambda folder, terminal: run_job(config, base, folder, resume, terminal))
 
 

@@ -7,21 +7,12 @@ from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from paceline import pace as p
+from paceline.clusterconfig import ClusterConfig, InjectConfig
+from paceline.keys import Strict, keyed
 from paceline.schema import Label, Multi, Numeric, Schema, criteo_schema, libsvm_schema
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
-
-
-def _keyed(key: str) -> BeforeValidator:
-    """Lets `name` stand for `{key: name}`."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
 class LabelConfig(Strict):
@@ -54,10 +45,10 @@ class MultiConfig(Strict):
 
 
 class FeaturesConfig(Strict):
-    label: Annotated[LabelConfig, _keyed("column")]
-    numeric: list[Annotated[NumericConfig, _keyed("column")]] = []
+    label: Annotated[LabelConfig, keyed("column")]
+    numeric: list[Annotated[NumericConfig, keyed("column")]] = []
     categorical: list[str] = []
-    multi: list[Annotated[MultiConfig, _keyed("column")]] = []
+    multi: list[Annotated[MultiConfig, keyed("column")]] = []
     group: str | None = None
 
     @model_validator(mode="after")
@@ -133,8 +124,8 @@ class DenseConfig(Named):
 
 
 class OptimizerConfig(Strict):
-    sparse: Annotated[SparseConfig, _keyed("name")] = SparseConfig(lr=0.02)
-    dense: Annotated[DenseConfig, _keyed("name")] = DenseConfig(lr=0.001)
+    sparse: Annotated[SparseConfig, keyed("name")] = SparseConfig(lr=0.02)
+    dense: Annotated[DenseConfig, keyed("name")] = DenseConfig(lr=0.001)
 
 
 class BatchConfig(Strict):
@@ -159,7 +150,7 @@ class PaceConfig(Strict):
     tokens: Literal["data", "version"] = "data"
     bound: int = Field(2, ge=0)
     backup: int = Field(1, ge=0)
-    weight: Annotated[WeightConfig | None, _keyed("law")] = None
+    weight: Annotated[WeightConfig | None, keyed("law")] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -200,7 +191,7 @@ class PaceConfig(Strict):
                 return p.gba(gradients, self.max_staleness, self.tokens, weight)
 
 
-PaceField = Annotated[PaceConfig, _keyed("name")]
+PaceField = Annotated[PaceConfig, keyed("name")]
 
 
 class SwitchConfig(Strict):
@@ -227,7 +218,7 @@ class JobConfig(Strict):
 
     data: DataConfig
     features: FeaturesConfig | None = None
-    model: Annotated[Named, _keyed("name")] = Named(name="deepfm")
+    model: Annotated[Named, keyed("name")] = Named(name="deepfm")
     normalise: Literal["none", "local_batch", "local_moving"] = "none"
     optimizer: OptimizerConfig = OptimizerConfig()
     batch: BatchConfig = BatchConfig()
@@ -237,7 +228,21 @@ class JobConfig(Strict):
     evaluate: Literal["next_day", "none"] = "next_day"
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig | None = None
+    inject: list[InjectConfig] = []
     seed: int = Field(0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _counted(self) -> JobConfig:
+        """On a cluster, the cluster says how many workers there are."""
+        if self.cluster is not None and self.workers != self.cluster.trainers:
+            if "workers" in self.model_fields_set:
+                raise ValueError(
+                    f"workers ({self.workers}) is not what cluster makes of it (nodes + workers ="
+                    f" {self.cluster.trainers}); leave it out"
+                )
+            object.__setattr__(self, "workers", self.cluster.trainers)
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> JobConfig:
@@ -286,6 +291,13 @@ class JobConfig(Strict):
         """The resolved configuration, with every default written out."""
         values = self.model_dump(mode="json", by_alias=True)
         values["batch"]["local"] = self.local_batch
+        if self.cluster is None:
+            del values["cluster"]
+        elif self.cluster.security.token is not None and not self.cluster.security.token.startswith(("env:", "file:")):
+            values["cluster"]["security"]["token"] = "(hidden)"
+        values["inject"] = [{k: v for k, v in entry.items() if v is not None} for entry in values.get("inject", [])]
+        if not values["inject"]:
+            del values["inject"]
         for entry in (values["pace"], *(s["pace"] for s in values["switch"])):
             for key in [k for k in entry if k != "name" and k not in _PACE_OPTIONS[entry["name"]]]:
                 del entry[key]

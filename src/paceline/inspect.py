@@ -204,13 +204,7 @@ def inspect_run(path: Path) -> RunFindings:
         raise RunDirError(f"{path}: a directory, but not a run (there is no {CONFIG}); name a file to look at data")
     found = checkpoint.newest(path / "checkpoints")
     lines = read_metrics(path)
-    ids = 0
-    if found is not None:
-        import pyarrow as pa
-
-        with pa.memory_map(str(found.path / "rows.arrow")) as source:
-            reader = pa.ipc.open_file(source)
-            ids = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
+    ids = found.ids if found is not None else 0
     state = found.state if found is not None else {}
     return RunFindings(path, (path / CONFIG).read_text(), lines, found.path if found else None, ids, state)
 

@@ -24,7 +24,7 @@ from paceline.batch import BadRow
 from paceline.errors import RunDirError, StorageError
 
 CONFIG, METRICS, TRACE, SKIPPED = "config.yaml", "metrics.jsonl", "pace.trace", "skipped_rows.jsonl"
-HISTOGRAMS = "histograms.jsonl"
+HISTOGRAMS, CHECKPOINTS = "histograms.jsonl", "checkpoints"
 
 
 @contextmanager

@@ -20,9 +20,10 @@ from paceline.data.moments import no_moments
 from paceline.data.stream import FIRST, Plan, day_batches
 from paceline.errors import LossError, PacelineError, RunDirError, StorageError, TrainingError
 from paceline.evaluate import evaluate_files, need_both_classes, run_config
+from paceline.keeper import Keeper
 from paceline.resume import check_same_job
-from paceline.rundir import RunDir, storing
-from paceline.runtimes.body import Body
+from paceline.rundir import CHECKPOINTS, RunDir, storing
+from paceline.runtimes.body import Body, Store
 from paceline.runtimes.coordinator import Coordinator
 from paceline.runtimes.local import LocalBody
 from paceline.tally import Tally, count
@@ -35,6 +36,11 @@ def local_body(job: Job) -> Body:
     return LocalBody(job.direct, job.replicas, job.statistics)
 
 
+def local_keeper(folder: Path, job: Job) -> Keeper:
+    """Of the shard in this process."""
+    return Keeper(folder, job.config.checkpoint.keep, job.direct)
+
+
 def train(
     config: JobConfig,
     base: Path,
@@ -43,11 +49,14 @@ def train(
     watcher: Watcher | None = None,
     body: Callable[[Job], Body] = local_body,
     replicas: int | None = None,
+    store: Store | None = None,
+    make_keeper: Callable[[Path, Job], Keeper] = local_keeper,
 ) -> dict[str, Any]:
     """Run the job and return its last metrics line.
 
     base: what relative paths in the configuration are relative to; body: where it runs; replicas: of the model, that
-    compute at the same time (default: one for each worker). Raises a PacelineError for everything that can be
+    compute at the same time (default: one for each worker); store, make_keeper: where the parameters are, and who
+    keeps snapshots of them. Raises a PacelineError for everything that can be
     foreseen; whatever was trained until then is in the newest checkpoint.
     """
     if resume and not run_dir.exists():
@@ -57,8 +66,9 @@ def train(
             raise RunDirError(f"{run_dir}: there is a run already; go on with --resume, or choose another --run-dir")
         if run.started:
             check_same_job(run_config(run_dir), config, run_dir)
-        job = assemble(config, base, replicas)
-        trainer = Trainer(job, run, watcher or Silent(), body(job))
+        job = assemble(config, base, replicas, store)
+        keeper = make_keeper(run.path / CHECKPOINTS, job)
+        trainer = Trainer(job, run, watcher or Silent(), body(job), keeper)
         trainer.begin()
         return trainer.go()
 
@@ -77,7 +87,7 @@ def scheduled_pace(config: JobConfig, day: int, samples: int) -> p.Pace:
 class Trainer:
     """One run. `begin` restores or starts, `go` does the days."""
 
-    def __init__(self, job: Job, run: RunDir, watcher: Watcher, body: Body) -> None:
+    def __init__(self, job: Job, run: RunDir, watcher: Watcher, body: Body, keeper: Keeper) -> None:
         self.job, self.run, self.watcher, self.body = job, run, watcher, body
         self.config = job.config
         self.day = 0
@@ -85,7 +95,7 @@ class Trainer:
         self.again: list[Span] = []  # spans of the checkpoint that were not read again yet
         self.seen = [0, 0]  # rows and clicks of `day` so far
         self.next = Span(0, FIRST, FIRST, no_moments(len(job.schema.dense)))
-        self._checkpoints = run.path / "checkpoints"
+        self._keeper = keeper
         self._seconds = 0.0
         self._started = time.monotonic()
         self._day_rate = 0.0
@@ -100,10 +110,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Restore the newest checkpoint, or start at the first day."""
-        with storing(self._checkpoints):
-            self._checkpoints.mkdir(parents=True, exist_ok=True)
-        checkpoint.clean(self._checkpoints)
-        loaded = checkpoint.load(self._checkpoints, self.job.shard, statistics=self.job.statistics)
+        loaded = self._keeper.load(self.job.statistics)
         lines, trace_bytes, skipped, counted = 0, 0, 0, Telemetry()
         if loaded is None:
             machine = p.begin(scheduled_pace(self.config, 0, 0))
@@ -173,6 +180,7 @@ class Trainer:
                     raise self._stopped(error) from error
             return self._end()
         finally:
+            self._keeper.close()
             self.curves.close()
 
     def _one_day(self) -> None:
@@ -186,6 +194,7 @@ class Trainer:
         self.day, self.evaluated, self.seen = self.day + 1, False, [0, 0]
         self.next = Span(self.day, FIRST, FIRST, self._moments())
         self._save([])
+        self._keeper.wait()
 
     def _evaluate(self) -> None:
         files = self.job.days[self.day]
@@ -249,7 +258,9 @@ class Trainer:
                 self.watcher.note(f"{read:,} samples: the pace is now {pace.name}")
 
     def _on_update(self, coordinator: Coordinator) -> None:
-        if coordinator.machine.account.read - self._saved_at >= self.config.checkpoint.every:
+        # A simulation waits for the last one to be written: its trace may not depend on how quick the disk is.
+        free = self._keeper.free() or self.body.virtual
+        if free and coordinator.machine.account.read - self._saved_at >= self.config.checkpoint.every:
             coordinator.snapshot(self._save)
 
     def _watch(self) -> None:
@@ -278,7 +289,7 @@ class Trainer:
         return following.moments if following is not None else self.next.moments
 
     def _save(self, pending: list[Batch]) -> None:
-        """Keep a checkpoint. pending: batches that are out; they will be read again."""
+        """Have a checkpoint written of what is now. pending: batches that are out; they will be read again."""
         coordinator = self.coordinator
         following = coordinator.next_span if pending or self.evaluated else None
         state = {
@@ -302,20 +313,20 @@ class Trainer:
             "tally": self.tally.to_json(count(coordinator, self.job.route)),
             "last_result": self._last_result,
         }
-        if coordinator.machine.version != self.job.shard.version:
+        if coordinator.machine.version != self.job.route.version:
             raise TrainingError(
-                f"version {coordinator.machine.version} was decided and {self.job.shard.version} is there: not stored"
+                f"version {coordinator.machine.version} was decided and {self.job.route.version} is there: not stored"
             )
-        sound = coordinator.progress.sound
-        with self.job.direct.whole():  # a worker that holds a lease may be pulling, and so creating rows
-            keep = self.config.checkpoint.keep
-            checkpoint.save(self._checkpoints, self.job.shard, state, keep, sound, self.job.statistics)
+        self._keeper.wait()
+        copy = self._keeper.take()
+        self._keeper.write(copy, state, coordinator.progress.sound, self.job.statistics.tensors())
         self._saved_at = coordinator.machine.account.read
 
     def _stopped(self, error: BaseException) -> BaseException:
         """What to raise when a day could not be finished, with the state kept where it is worth keeping."""
+        error = self._keeper.settled(error)
         if isinstance(error, LossError):
-            left = checkpoint.set_aside(self._checkpoints, self.coordinator.progress.sound)
+            left = checkpoint.set_aside(self._keeper.folder, self.coordinator.progress.sound)
             way_on = f"go on from version {left.name} with --resume and lower rates" if left else "nothing was kept"
             where = f" in {self.job.days[self.day][error.file]}" if error.file is not None else ""
             return LossError(f"{error}{where}\n({way_on})")
@@ -325,6 +336,7 @@ class Trainer:
             way_on = "nothing was trained yet: start again, with or without --resume"
         elif not isinstance(error, StorageError) and not self.coordinator.settling:
             self.coordinator.snapshot(self._save)
+            self._keeper.wait()
             machine = self.coordinator.machine
             account = machine.account
             self._check_account(machine.in_flight)

@@ -6,7 +6,6 @@ import contextlib
 import threading
 
 import numpy as np
-import pyarrow.flight as fl
 import torch
 
 from paceline import pace as p
@@ -41,19 +40,15 @@ class Party:
         self.replica = make_replica(config)
         self.workers = nodes + workers
         self.generation = 0
-        self.failures = []
 
     def begin(self):
         """A new generation; its store."""
         self.generation += 1
-        for address in self.addresses:
-            with self.security.connect(address) as client:
-                list(client.do_action(fl.Action("reset", b'{"generation": %d}' % self.generation)))
         sizes = {name: q.numel() for name, q in self.replica.model.named_parameters()}
         self.sizes = [sum(sizes[n] for n in names) for names in slices(self.replica.model, self.shards)]
-        self.store = FarShards(
-            self.security, self.addresses, self.generation, self.sizes, self.replica.layout.width, self.failures.append
-        )
+        width = self.replica.layout.width
+        self.store = FarShards(self.security, self.addresses, self.generation, self.sizes, width)
+        self.store.connect(None)
         self.office.begin(self.generation)
         for node in self.nodes:
             node.begin(self.generation, self.addresses, f"127.0.0.1:{self.office.port}")
@@ -91,7 +86,9 @@ def party(config, **options):
         made.end()
 
 
-def train_days(config, base, store, body_of, pace=None, before_day=lambda day, coordinator: None, trace=lambda line: None):
+def train_days(
+    config, base, store, body_of, pace=None, before_day=lambda day, coordinator: None, trace=lambda line: None
+):
     """Every day of the job on `store`; the coordinator."""
     job = assemble(config, base, store=store) if store is not None else assemble(config, base)
     statistics = Statistics(job.replicas[0].statistics)
@@ -130,7 +127,9 @@ def locally(config, base, **options):
 
 def on_cluster(config, base, made, **options):
     """(rows, dense, coordinator) of the job trained by a party."""
-    _, coordinator = train_days(
-        config, base, made.store, lambda job, statistics: ClusterBody(made.office, made.store, statistics), **options
-    )
+
+    def body_of(job, statistics):
+        return ClusterBody(made.office, made.store, statistics, made.workers)
+
+    _, coordinator = train_days(config, base, made.store, body_of, **options)
     return made.rows(), made.dense(), coordinator

@@ -73,4 +73,4 @@ class Dense:
 
     @property
     def slots(self):
-        return self.block.slots()[0]["0.slots"].numpy().reshape(1, -1)
+        return self.block.slots()[0]["w/slots"].numpy().reshape(1, -1)

@@ -41,8 +41,8 @@ def test_dense_parameters_are_rows_of_their_own_bitwise(name):
             start += width
     assert block.flat.data_ptr() == address == next(module.parameters()).data_ptr()
     np.testing.assert_array_equal(block.flat.numpy(), np.concatenate([t.weights.reshape(-1) for t in twins]))
-    for index, twin in enumerate(twins):
-        np.testing.assert_array_equal(block.slots()[0][f"{index}.slots"].numpy(), twin.slots[0])
+    for (name, _), twin in zip(block.named, twins, strict=True):
+        np.testing.assert_array_equal(block.slots()[0][f"{name}/slots"].numpy(), twin.slots[0])
 
 
 @pytest.mark.parametrize("name", ["adagrad_swap", "adam_swap", "rmsprop_swap", "ftrl_swap", "ftrl"])

@@ -77,9 +77,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, log, m
     with pytest.raises(KeyboardInterrupt):
         train(job(log), log, tmp_path / "run")
     older, newer = sorted((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
-    rows = bytearray((newer / "rows.arrow").read_bytes())
+    piece = checkpoint.read(newer).pieces[0]
+    delta = newer.parent / "pieces" / piece.rows[-1].name
+    assert "delta" in delta.name
+    rows = bytearray(delta.read_bytes())
     rows[len(rows) // 2] ^= 1
-    (newer / "rows.arrow").write_bytes(rows)
+    delta.write_bytes(rows)
     assert checkpoint.newest(tmp_path / "run" / "checkpoints").path == older
     end = train(job(log), log, tmp_path / "run", resume=True)
     assert end["samples_read"] == end["samples_applied"] == 6000
@@ -89,9 +92,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, log, m
 
 def test_only_damaged_checkpoints_is_an_error_that_names_them(tmp_path, log):
     train(job(log), log, tmp_path / "run")
-    for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*"):
-        (path / "dense.safetensors").write_bytes(b"")
-    with pytest.raises(StorageError, match=r"dense\.safetensors is not what was written"):
+    for path in (tmp_path / "run" / "checkpoints" / "pieces").glob("*-dense-*"):
+        path.write_bytes(b"")
+    with pytest.raises(StorageError, match=r"pieces/.*-dense-.*\.safetensors is not what was written"):
         evaluate_run(tmp_path / "run", [str(log / "day_0.tsv.gz")])
 
 
@@ -185,10 +188,11 @@ def test_a_kill_while_a_version_is_saved_again_keeps_it(tmp_path, log, monkeypat
         from paceline.assembly import assemble
 
         shard = assemble(job(log), log).shard
-        checkpoint.load(folder, shard)
+        piece = checkpoint.load(folder, shard).piece_of(0, 1)
+        again = checkpoint.write(folder, checkpoint.take(shard, since=piece))
         monkeypatch.setattr(P, "rename", dies)
         with pytest.raises(SystemExit):
-            checkpoint.save(folder, shard, {**whole.state}, keep=1)
+            checkpoint.commit(folder, shard.version, [again], {**whole.state}, keep=1)
         monkeypatch.undo()
         checkpoint.clean(folder)
         assert checkpoint.newest(folder).path.name == version

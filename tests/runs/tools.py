@@ -39,22 +39,36 @@ def job(folder: Path, **changes):
 
 def state_of(run: Path):
     """(rows by id, dense tensors, state) of a run's newest checkpoint, in an order that does not matter."""
+    return snapshot_of(sorted((run / "checkpoints").glob("[0-9]*"))[-1])
+
+
+def snapshot_of(path: Path):
+    """The same of one checkpoint, read as the documentation says (docs/checkpoints.md)."""
     import json
 
     import pyarrow as pa
     from safetensors.numpy import load_file
 
-    path = sorted((run / "checkpoints").glob("[0-9]*"))[-1]
-    with pa.memory_map(str(path / "rows.arrow")) as source:
-        table = pa.ipc.open_file(source).read_all()
-    order = np.argsort(table.column("id").to_numpy())
+    pieces = json.loads((path / "manifest.json").read_text())["pieces"]
+    folder, tables = path.parent / "pieces", []
+    for file in (file for piece in pieces for file in piece["rows"]):
+        with pa.memory_map(str(folder / file["name"])) as source:
+            tables.append(pa.ipc.open_file(source).read_all())
+        assert tables[-1].num_rows == file["rows"]
+    table = pa.concat_tables(tables)
+    ids = table.column("id").to_numpy()
+    assert len(np.unique(ids)) == sum(piece["ids"] for piece in pieces)
+    distinct, last = np.unique(ids[::-1], return_index=True)  # the last of each id, in order of ids
+    order = len(ids) - 1 - last
     rows = {
-        "id": table.column("id").to_numpy()[order],
-        **{name: table.column(name).combine_chunks().flatten().to_numpy().reshape(len(order), -1)[order]
+        "id": distinct,
+        **{name: table.column(name).combine_chunks().flatten().to_numpy().reshape(len(ids), -1)[order]
            for name in ("weights", "slots")},
         **{name: table.column(name).to_numpy()[order] for name in ("last_update", "count")},
     }  # fmt: skip
-    dense = {**load_file(path / "dense.safetensors"), **load_file(path / "dense_optimizer.safetensors")}
+    dense = {}
+    for piece in pieces:
+        dense |= {**load_file(folder / piece["dense"]["name"]), **load_file(folder / piece["slots"]["name"])}
     return rows, dense, json.loads((path / "state.json").read_text())
 
 
@@ -89,4 +103,4 @@ def interrupt_at(monkeypatch, rows: int) -> None:
     monkeypatch.setattr("paceline.training.day_batches", interrupted)
 
 
-__all__ = ["assert_same_state", "interrupt_at", "job", "state_of", "synthetic", "train"]
+__all__ = ["assert_same_state", "interrupt_at", "job", "snapshot_of", "state_of", "synthetic", "train"]

@@ -8,22 +8,24 @@ from typing import Any
 
 from paceline.batch import Batch
 from paceline.cluster.office import Office
+from paceline.errors import ClusterLost
 from paceline.exchange.far import FarShards
 from paceline.runtimes.ahead import read_ahead
 from paceline.runtimes.coordinator import Coordinator
 from paceline.runtimes.statistics import Statistics
 
 _AHEAD = 8  # batches
+PATIENCE = 60.0  # seconds for workers to come
 
 
 class ClusterBody:
-    """Runs a day's batches through whichever workers are at the office."""
+    """Runs a day's batches through whichever workers are at the office. workers: how many are expected."""
 
     virtual = False
     clock = staticmethod(time.monotonic)
 
-    def __init__(self, office: Office, store: FarShards, statistics: Statistics) -> None:
-        self._office, self._store, self._statistics = office, store, statistics
+    def __init__(self, office: Office, store: FarShards, statistics: Statistics, workers: int) -> None:
+        self._office, self._store, self._statistics, self._workers = office, store, statistics, workers
 
     def state(self) -> dict[str, Any]:
         """Nothing that a checkpoint would keep."""
@@ -37,6 +39,11 @@ class ClusterBody:
     ) -> None:
         """Train on every batch of `source`; returns when all of it is settled. `watch` is called ten times a second.
         The first error is raised here."""
+        if self._store.failure is not None:
+            raise self._store.failure
+        self._store.on_failure = coordinator.fail
+        if not self._office.wait_for_workers(self._workers, PATIENCE) and not self._office.workers():
+            raise ClusterLost(f"no worker came within {PATIENCE:g} seconds")
         self._statistics.keep(self._office.workers())
         coordinator.open(read_ahead(source, _AHEAD))
         self._office.open_day(coordinator, self._statistics)

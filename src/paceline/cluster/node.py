@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
+from paceline import checkpoint
 from paceline.assembly import make_replica, make_shard
 from paceline.cluster.office import RemoteOffice
 from paceline.cluster.spec import NodeSpec
+from paceline.errors import ClusterLost, PacelineError
 from paceline.exchange.desk import Desk, Superseded
 from paceline.exchange.direct import DirectRoute
+from paceline.exchange.far import tell_error
 from paceline.exchange.flight import ShardedRoute
 from paceline.exchange.service import ShardService
 from paceline.exchange.shards import FarShard, NearShard, PeerLost, ShardWay
@@ -22,7 +27,7 @@ from paceline.runtimes.compute import Replica
 from paceline.runtimes.coordinator import Stopped
 from paceline.runtimes.local import settle_thread, work
 
-_AGAIN = 1.0  # seconds until a worker that lost its way to a shard tries again
+_AGAIN = 0.2  # seconds until a worker that was sent away or cut off comes again
 
 
 class Node:
@@ -37,8 +42,7 @@ class Node:
         self._turn = threading.Semaphore(1)
         self._generation = -1
         self._ended = threading.Event()
-        self.carried: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._copy: checkpoint.Copy | None = None
 
     def start(self) -> str | None:
         """Serve the shard if there is one; its address."""
@@ -46,7 +50,13 @@ class Node:
             return None
         if self._service is None:
             self._desk = Desk(DirectRoute(make_shard(self._config, self.spec.shard, self.spec.shards)))
-            actions = {"reset": self._reset, "counted": self._counted, "die": self._die}
+            actions = {
+                "reset": self._reset,
+                "take": self._take,
+                "write": self._write,
+                "counted": self._counted,
+                "die": self._die,
+            }
             self._service = ShardService(self._desk, self.spec.security, actions, self._host)
         return f"{self._host}:{self._service.port}"
 
@@ -79,12 +89,37 @@ class Node:
     # --- the shard ----------------------------------------------------------------------------------------------
 
     def _reset(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """A fresh shard for a generation."""
+        """A fresh shard for a generation, with the state of a snapshot."""
         assert self._desk is not None
         assert self.spec.shard is not None
-        shard = make_shard(self._config, self.spec.shard, self.spec.shards)
+        index, shards = self.spec.shard, self.spec.shards
+        shard = make_shard(self._config, index, shards)
+        try:
+            if asked["snapshot"] is not None:
+                checkpoint.restore(checkpoint.read(Path(asked["snapshot"])), shard, index, shards)
+        except PacelineError as error:
+            return tell_error(error)
         self._desk.begin(asked["generation"], DirectRoute(shard))
         return {"version": shard.version}
+
+    def _take(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Copy what changed since a piece, in its turn among the orders."""
+        assert self._desk is not None
+        assert self.spec.shard is not None
+        since = None if asked["since"] is None else checkpoint.Piece.from_json(asked["since"])
+        with self._desk.home.whole():
+            self._copy = checkpoint.take(self._desk.home.shard, self.spec.shard, self.spec.shards, since)
+        return {"version": self._copy.version, "bytes": self._copy.bytes}
+
+    def _write(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Write the copy, at leisure."""
+        copy, self._copy = self._copy, None
+        if copy is None:
+            return tell_error(ClusterLost("there is no copy to write"))
+        try:
+            return checkpoint.write(Path(asked["folder"]), copy).to_json()
+        except PacelineError as error:
+            return tell_error(error)
 
     def _counted(self, _: dict[str, Any]) -> dict[str, Any]:
         assert self._desk is not None
@@ -99,16 +134,13 @@ class Node:
     # --- the worker ---------------------------------------------------------------------------------------------
 
     def _seat(self, name: str, ahead: bool, replica: Replica, generation: int, shards: list[str], office: str) -> None:
-        """A worker's life in one generation: it comes again while it is only cut off."""
+        """A worker's life in one generation: it comes again until it is told of another one, since the coordinator may
+        not be there yet, or this worker be cut off for a while."""
         settle_thread()
-        while generation == self._generation:
-            try:
+        while generation == self._generation and not self._ended.is_set():
+            with contextlib.suppress(Stopped, Superseded, PeerLost):
                 self._work(name, ahead, replica, generation, shards, office)
-            except (Stopped, Superseded):
-                return
-            except PeerLost:
-                if self._ended.wait(_AGAIN):
-                    return
+            self._ended.wait(_AGAIN)
 
     def _work(self, name: str, ahead: bool, replica: Replica, generation: int, shards: list[str], office: str) -> None:
         spec, width = self.spec, replica.layout.width

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.flight as fl
 from torch import Tensor
 
 from paceline.batch import Ints
-from paceline.errors import ClusterLost
+from paceline.errors import ClusterLost, LossError, PacelineError, RunDirError, StorageError
 from paceline.exchange.desk import Superseded
 from paceline.exchange.direct import Pulled
 from paceline.exchange.flight import ShardedRoute
@@ -79,28 +83,82 @@ class OrderLine:
             future.set_result(answer)
 
 
+def call(security: Security, address: str, action: str, **asked: Any) -> Answer:
+    """What a service answers to an action. Raises ClusterLost if it cannot be reached."""
+    try:
+        with security.connect(address) as client:
+            results = list(client.do_action(fl.Action(action, json.dumps(asked).encode())))
+    except (fl.FlightError, pa.ArrowException) as error:
+        raise ClusterLost(f"{address} does not answer: {str(error).split('. ')[0][:200]}") from error
+    found: Answer = json.loads(results[0].body.to_pybytes())
+    return found
+
+
+def told_error(told: dict[str, str]) -> PacelineError:
+    """The error of another process, from what `tell_error` made of it."""
+    kinds: dict[str, type[PacelineError]] = {kind.__name__: kind for kind in (LossError, RunDirError, StorageError)}
+    return kinds.get(told["kind"], ClusterLost)(told["text"])
+
+
+def tell_error(error: BaseException) -> dict[str, dict[str, str]]:
+    """An error as JSON values."""
+    return {"failed": {"kind": type(error).__name__, "text": str(error)}}
+
+
+@contextmanager
+def _lost_as_such() -> Iterator[None]:
+    try:
+        yield
+    except (PeerLost, Superseded) as error:
+        raise ClusterLost(f"a shard is lost: {error}") from error
+
+
 class FarShards:
     """A `paceline.runtimes.body.Store` of shards in other processes. slices: how many dense parameters each holds, in
-    the order of the flat vector; width: weights of a row; on_failure: called once a shard does not obey."""
+    the order of the flat vector; width: weights of a row.
+
+    failure: what a shard that does not obey any more gave as a reason; on_failure is told of it as well.
+    """
 
     def __init__(
-        self,
-        security: Security,
-        addresses: Sequence[str],
-        generation: int,
-        slices: Sequence[int],
-        width: int,
-        on_failure: Callable[[BaseException], None],
+        self, security: Security, addresses: Sequence[str], generation: int, slices: Sequence[int], width: int
     ) -> None:
         self._security, self._addresses, self._generation = security, list(addresses), generation
         self._slices, self._width = slices, width
-        self.lines = [OrderLine(security, address, generation, on_failure) for address in addresses]
+        self.failure: BaseException | None = None
+        self.on_failure: Callable[[BaseException], None] = lambda _: None
+        self.lines: list[OrderLine] = []
         self.version = 0  # that was ordered
         self._norms: deque[list[Future[Answer]]] = deque()
         self._last: list[Future[Answer]] = []
         self._own = threading.local()
         self._routes: list[ShardedRoute] = []
         self._lock = threading.Lock()
+
+    def connect(self, snapshot: str | None) -> None:
+        """Give every shard the state of a snapshot's folder, or a fresh one, and begin the generation."""
+        asked = {"generation": self._generation, "snapshot": snapshot}
+        with ThreadPoolExecutor(len(self._addresses)) as pool:
+            answers = list(pool.map(lambda address: call(self._security, address, "reset", **asked), self._addresses))
+        for answer in answers:
+            if "failed" in answer:
+                raise told_error(answer["failed"])
+        self.version = int(answers[0]["version"])
+        self.lines = [OrderLine(self._security, a, self._generation, self._fail) for a in self._addresses]
+
+    def write(self, folder: str) -> list[Answer]:
+        """Have the copies that were ordered written under `folder`; what each shard says of it."""
+        with ThreadPoolExecutor(len(self._addresses)) as pool:
+            asked = {"generation": self._generation, "folder": folder}
+            answers = list(pool.map(lambda address: call(self._security, address, "write", **asked), self._addresses))
+        for answer in answers:
+            if "failed" in answer:
+                raise told_error(answer["failed"])
+        return answers
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = self.failure or error
+        self.on_failure(error)
 
     def apply(self, command: Apply) -> None:
         """Order an update. Its norm is among `take_counted` later."""
@@ -142,11 +200,13 @@ class FarShards:
 
     def read(self, ids: Ints) -> Pulled:
         """Rows for evaluation, from any thread."""
-        return self._route().read(ids)
+        with _lost_as_such():
+            return self._route().read(ids)
 
     def read_dense(self, into: Tensor) -> None:
         """The dense parameters, for evaluation, from any thread."""
-        self._route().read_dense(into)
+        with _lost_as_such():
+            self._route().read_dense(into)
 
     def close(self) -> None:
         """Break off all streams."""
@@ -159,10 +219,7 @@ class FarShards:
         """This thread's own."""
         found: ShardedRoute | None = getattr(self._own, "route", None)
         if found is None:
-            try:
-                ways = [FarShard(self._security, a, self._generation, self._width, False) for a in self._addresses]
-            except PeerLost as error:
-                raise ClusterLost(f"a shard is lost: {error}") from error
+            ways = [FarShard(self._security, a, self._generation, self._width, False) for a in self._addresses]
             found = self._own.route = ShardedRoute(ways, self._slices, self._width)
             with self._lock:
                 self._routes.append(found)

@@ -49,6 +49,36 @@ def pull(records, width, clocks, rows, ids, seed, bounds, out, counts):
 
 
 @kernel
+def changed_rows(clocks, since, first, stop, out):
+    """out int64 [>= stop]: the numbers of rows below `first` whose last update is newer than version `since`, then of
+    all from `first` up to `stop`, in order. Returns how many."""
+    count = 0
+    for row in range(first):
+        if ints_at(clocks, row, 2)[0] > since:
+            out[count] = row
+            count += 1
+    for row in range(first, stop):
+        out[count] = row
+        count += 1
+    return count
+
+
+@kernel
+def copy_rows(records, width, clocks, ids_at, rows, ids, weights, slots, out_clocks):
+    """Copy the rows numbered rows int64 [n] out: ids int64 [n], weights float32 [n, w], slots float32 [n, s] and clocks
+    int64 [n, 2]."""
+    w = weights.shape[1]
+    for i in range(rows.shape[0]):
+        record, clock = floats_at(records, rows[i], width), ints_at(clocks, rows[i], 2)
+        ids[i] = ints_at(ids_at, rows[i], 1)[0]
+        for j in range(w):
+            weights[i, j] = record[j]
+        for j in range(slots.shape[1]):
+            slots[i, j] = record[w + j]
+        out_clocks[i, 0], out_clocks[i, 1] = clock[0], clock[1]
+
+
+@kernel
 def pool_singles(rows, inverse, fields, begin, out):
     """out[b, f] = rows[inverse[b * fields + f], begin : begin + width]; out float32 [B, all fields, width]."""
     width = out.shape[2]

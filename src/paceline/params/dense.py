@@ -106,27 +106,44 @@ class DenseBlock:
         return {name: p.detach().clone() for name, p in self.named}
 
     def slots(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The optimizer's state: tensors by 'parameter index.key', and what is no tensor, as JSON values."""
+        """The optimizer's state (copies): tensors by 'parameter name/key', and as JSON values what is no tensor, by
+        parameter and key under "state", beside the options under "param_groups".
+
+        It is named by parameter, not by number, so that a parameter may go on in another shard.
+        """
         state = self.optimizer.state_dict()
+        names = self._by_number()
         tensors: dict[str, Tensor] = {}
-        rest: dict[str, Any] = {"param_groups": state["param_groups"], "state": {}}
-        for index, values in state["state"].items():
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+        rest: dict[str, Any] = {"param_groups": groups, "state": {}}
+        for number, values in state["state"].items():
             for key, value in values.items():
                 if isinstance(value, Tensor):
-                    tensors[f"{index}.{key}"] = value.detach().clone().contiguous()
+                    tensors[f"{names[number]}/{key}"] = value.detach().clone().contiguous()
                 else:
-                    rest["state"].setdefault(str(index), {})[key] = value
+                    rest["state"].setdefault(names[number], {})[key] = value
         return tensors, rest
 
-    def load(self, weights: dict[str, Tensor], tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
-        """Put back what `weights` and `slots` gave. Rates and other options stay those of this optimizer: a resumed run
-        may change them."""
+    def load(
+        self, weights: dict[str, Tensor], tensors: dict[str, Tensor] | None = None, rest: dict[str, Any] | None = None
+    ) -> None:
+        """Put back what `weights` and `slots` gave, of these parameters at least (without `tensors` and `rest`, the
+        optimizer starts anew). Rates and other options stay those of this optimizer: a resumed run may change them."""
         with torch.no_grad():
             for name, p in self.named:
                 p.copy_(weights[name])
-        state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in rest["state"].items()}
-        for name, tensor in tensors.items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
+        numbers = {name: number for number, name in enumerate(self._by_number())}
+        state: dict[int, dict[str, Any]] = {
+            numbers[name]: dict(values) for name, values in (rest or {"state": {}})["state"].items() if name in numbers
+        }
+        for full, tensor in (tensors or {}).items():
+            name, _, key = full.rpartition("/")
+            if name in numbers:
+                state.setdefault(numbers[name], {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _by_number(self) -> list[str]:
+        """Names of the parameters in the order of the optimizer's own numbers."""
+        names = {id(p): name for name, p in self.named}
+        return [names.get(id(p), "") for group in self.optimizer.param_groups for p in group["params"]]

@@ -176,6 +176,28 @@ class Table:
             slots = np.ascontiguousarray(values[:, self.weights : self.weights + self.slots])
             yield RowBlock(key[:, 0].astype(np.int64), weights, slots, clock.astype(np.int64))
 
+    def changed(self, since: int, first: int) -> Ints:
+        """Numbers of the rows, int64 [n] in ascending order, that were updated after version `since`, and of all from
+        number `first` on. Rows keep their numbers, so these are what a copy made at `since` with `first` rows lacks."""
+        numbers = np.empty(self._size, np.int64)  # memory is taken only for what is written
+        count = rows.changed_rows(self._clocks.addresses, since, min(first, self._size), self._size, numbers)
+        return numbers[:count]
+
+    def copy(self, numbers: Ints) -> RowBlock:
+        """The rows of these numbers (int64 [n], all below len(table)), in their order."""
+        n = numbers.shape[0]
+        block = RowBlock(
+            np.empty(n, np.int64),
+            np.empty((n, self.weights), np.float32),
+            np.empty((n, self.slots), np.float32),
+            np.empty((n, 2), np.int64),
+        )
+        records, clocks, ids = self._records, self._clocks.addresses, self._ids.addresses
+        rows.copy_rows(
+            records.addresses, records.width, clocks, ids, numbers, block.ids, block.weights, block.slots, block.clocks
+        )
+        return block
+
     def load(self, block: RowBlock) -> None:
         """Put rows back; ids that are there already are overwritten."""
         numbers = self.find_or_insert(block.ids)

@@ -36,6 +36,15 @@ class Statistics:
         """A worker is gone, and what it had with it."""
         self.workers.pop(worker, None)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, as copies: "pooled" (of what the workers have now), and each worker's own."""
+        return {name: tensor.clone() for name, tensor in {"pooled": self.current(), **self.workers}.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        self.workers = dict(tensors)
+        self.pooled = self.workers.pop("pooled")
+
     def export(self) -> None:
         """Make what the workers have now the pooled one: what is evaluated, and what newcomers start from."""
         self.pooled = self.current()

@@ -1,0 +1,128 @@
+"""The coordinator's process: the run itself, told as everywhere else, with its parameters and workers elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paceline.assembly import Job, make_replica
+from paceline.cluster.body import ClusterBody
+from paceline.cluster.keeper import ClusterKeeper
+from paceline.cluster.office import Office
+from paceline.config import JobConfig
+from paceline.errors import ClusterLost
+from paceline.exchange.far import FarShards
+from paceline.exchange.security import Security
+from paceline.params.dense import slices
+from paceline.training import train
+
+
+class Messages:
+    """A watcher whose words wait until they are fetched; the run is interrupted in its next tick."""
+
+    def __init__(self) -> None:
+        self._said: deque[tuple[str, list[Any]]] = deque()
+        self._lock = threading.Lock()
+        self.interrupted = False
+        self.lost: str | None = None
+
+    def fetch(self) -> list[tuple[str, list[Any]]]:
+        """Everything since the last call; of progress only the newest."""
+        with self._lock:
+            said, self._said = list(self._said), deque()
+        newest = max((i for i, (what, _) in enumerate(said) if what == "tick"), default=-1)
+        return [word for i, word in enumerate(said) if word[0] != "tick" or i == newest]
+
+    def day(self, day: int, days: int) -> None:
+        self._say("day", day, days)
+
+    def tick(self, status: dict[str, Any]) -> None:
+        if self.interrupted:
+            self.interrupted = False
+            raise KeyboardInterrupt
+        if self.lost is not None:
+            raise ClusterLost(self.lost)
+        self._say("tick", status)
+
+    def line(self, line: dict[str, Any]) -> None:
+        self._say("line", line)
+
+    def note(self, text: str) -> None:
+        self._say("note", text)
+
+    def _say(self, what: str, *values: Any) -> None:
+        with self._lock:
+            self._said.append((what, list(values)))
+
+
+class Chief:
+    """One process; each generation is one call of `run`."""
+
+    def __init__(self, config: str, base: str, run_dir: str, security: Security, host: str = "127.0.0.1") -> None:
+        self._config = JobConfig.model_validate(yaml.safe_load(config))
+        self._base, self._run_dir, self._security, self._host = Path(base), Path(run_dir), security, host
+        self._office: Office | None = None
+        self._messages = Messages()
+
+    def start(self) -> str:
+        """Open the office; its address."""
+        if self._office is None:
+            self._office = Office(self._security, self._host)
+        return f"{self._host}:{self._office.port}"
+
+    def run(
+        self, generation: int, shards: list[str], workers: int, resume: bool, threads: int, lost_at: float | None
+    ) -> tuple[str, Any]:
+        """Train until the end or until something is lost: ("end", last metrics line), ("lost", why), ("interrupted",
+        what was kept) or ("error", what). lost_at: time.time() when the generation before was lost."""
+        assert self._office is not None
+        office, messages = self._office, self._messages
+        messages.lost = None
+        model = make_replica(self._config).model
+        sizes = {name: q.numel() for name, q in model.named_parameters()}
+        store = FarShards(
+            self._security,
+            shards,
+            generation,
+            [sum(sizes[n] for n in names) for names in slices(model, len(shards))],
+            sum(part.width for part in model.parts()),
+        )
+
+        def body(job: Job) -> ClusterBody:
+            return ClusterBody(office, store, job.statistics, workers)
+
+        def keeper(folder: Path, job: Job) -> ClusterKeeper:
+            return ClusterKeeper(folder, job.config.checkpoint.keep, store, lambda: office.begin(generation))
+
+        try:
+            config, base = self._config, self._base
+            return "end", train(config, base, self._run_dir, resume, messages, body, threads, store, keeper)
+        except ClusterLost as error:
+            return "lost", str(error)
+        except KeyboardInterrupt as error:
+            return "interrupted", str(error)
+        except Exception as error:
+            return "error", error
+        finally:
+            office.begin(-generation)  # nobody's
+            store.close()
+
+    def messages(self) -> list[tuple[str, list[Any]]]:
+        """What the run has said since the last call."""
+        return self._messages.fetch()
+
+    def interrupt(self) -> None:
+        """As Ctrl-C does."""
+        self._messages.interrupted = True
+
+    def lose(self, why: str) -> None:
+        """The supervisor knows of a process that is gone."""
+        self._messages.lost = why
+
+    def hold(self) -> None:
+        """Blocks for ever: whoever waits for its answer learns when the process dies."""
+        threading.Event().wait()

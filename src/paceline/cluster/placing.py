@@ -1,0 +1,176 @@
+"""Ray: a place for every process, the processes as actors, and what to do when one is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.exceptions
+import ray.util
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from paceline.cluster.chief import Chief
+from paceline.cluster.node import Node
+from paceline.cluster.spec import NodeSpec
+from paceline.clusterconfig import ClusterConfig
+from paceline.errors import ConfigError, TrainingError
+from paceline.exchange.security import Security
+
+_PATIENCE = 120.0  # seconds for a process to start
+GONE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError)
+
+
+class NodeActor(Node):
+    """A node that says where it is."""
+
+    def __init__(self, spec: NodeSpec) -> None:
+        super().__init__(spec, ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+class ChiefActor(Chief):
+    """A coordinator that says where it is."""
+
+    def __init__(self, config: str, base: str, run_dir: str, security: Security) -> None:
+        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        super().__init__(config, base, run_dir, security, host)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An actor. hold: fails when its process dies."""
+
+    name: str
+    actor: Any
+    hold: Any
+
+
+class Cluster:
+    """The actors of one job. Use as a context manager: they end with it, and so does a Ray that it started itself."""
+
+    def __init__(self, config: ClusterConfig, nodes: list[NodeSpec], chief: tuple[str, str, str, Security]) -> None:
+        self._config, self._specs, self._chief = config, nodes, chief
+        self._own = False
+        self._group: PlacementGroup | None = None
+        self.nodes: dict[str, Placed] = {}
+        self.chief: Placed | None = None
+
+    def __enter__(self) -> Cluster:
+        try:
+            self._connect()
+            self._place()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(Exception):
+            for placed in (*self.nodes.values(), *([self.chief] if self.chief else [])):
+                ray.kill(placed.actor)
+            if self._group is not None:
+                remove_placement_group(self._group)
+        if self._own:
+            ray.shutdown()
+
+    def _connect(self) -> None:
+        if ray.is_initialized():
+            return
+        address = self._config.address
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address == "local":
+            needed = sum(b["CPU"] for b in self._bundles())
+            cpus = max(int(-(-needed // 1)), os.cpu_count() or 1)  # a person may want more processes than cores
+            options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+            options |= {"object_store_memory": 100 << 20}  # nothing of ours goes through it
+        else:
+            options["address"] = address
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(**options)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ConfigError(
+                f"cluster.address: no Ray cluster at {address!r} ({str(error).splitlines()[0]}); start one"
+                " (docs/cluster.md), or use address: local"
+            ) from error
+        self._own = True
+
+    def _bundles(self) -> list[dict[str, float]]:
+        each = {"CPU": self._config.resources.cpus}
+        if self._config.resources.gpus:
+            each["GPU"] = self._config.resources.gpus
+        return [{"CPU": 1}, *(dict(each) for _ in self._specs)]
+
+    def _place(self) -> None:
+        bundles = self._bundles()
+        self._group = placement_group(bundles, strategy="SPREAD")
+        if not self._group.wait(_PATIENCE):
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            there = {k: v for k, v in resources.items() if k in ("CPU", "GPU")}
+            needed = {k: sum(b.get(k, 0) for b in bundles) for k in ("CPU", "GPU")}
+            raise ConfigError(
+                f"cluster: {len(bundles)} processes need {needed}, the Ray cluster has {there}; lower cluster.nodes or"
+                " cluster.resources, or add machines"
+            )
+        self.chief = self._start("coordinator", 0, ChiefActor, self._chief)
+        for i, spec in enumerate(self._specs, 1):
+            self.nodes[spec.name] = self._start(spec.name, i, NodeActor, (spec,))
+
+    def _start(self, name: str, bundle: int, kind: type, arguments: tuple[Any, ...]) -> Placed:
+        assert self._group is not None
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        needs = self._bundles()[bundle]
+        options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "scheduling_strategy": strategy}
+        options |= {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 16}
+        actor: Any = ray.remote(kind).options(**options).remote(*arguments)
+        return Placed(name, actor, actor.hold.remote())
+
+    def again(self, name: str) -> Placed:
+        """The actor after Ray has started its process again."""
+        old = self.chief if name == "coordinator" else self.nodes[name]
+        assert old is not None
+        placed = Placed(name, old.actor, old.actor.hold.remote())
+        if name == "coordinator":
+            self.chief = placed
+        else:
+            self.nodes[name] = placed
+        return placed
+
+
+def insist(ask: Callable[[], Any], what: str) -> Any:
+    """The answer of an actor whose process may just be starting again."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return ray.get(ask(), timeout=max(until - time.monotonic(), 1.0))
+        except GONE as error:
+            if time.monotonic() > until:
+                raise TrainingError(f"{what} did not start within {_PATIENCE:g} seconds: {error}") from error
+            time.sleep(0.1)
+
+
+def finished(references: list[Any], seconds: float) -> list[Any]:
+    """Those that are done or have failed, within `seconds`."""
+    ready, _ = ray.wait(references, num_returns=1, timeout=seconds)
+    return list(ready)
+
+
+def answer(reference: Any) -> Any:
+    """What a call returned. Raises one of GONE if its process died."""
+    return ray.get(reference)

@@ -1,0 +1,175 @@
+"""A job on a cluster, seen from where it was started: processes are placed, watched, and started again."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from paceline.cluster.spec import NodeSpec, roles
+from paceline.clusterconfig import ClusterConfig
+from paceline.config import JobConfig
+from paceline.errors import ConfigError, RunDirError, TrainingError
+from paceline.exchange.security import Security
+from paceline.watcher import Silent, Watcher
+
+_GIVE_UP = 5  # generations in a row that were lost before anything was trained
+
+
+def train_on_cluster(
+    config: JobConfig, base: Path, run_dir: Path, resume: bool = False, watcher: Watcher | None = None
+) -> dict[str, Any]:
+    """Run the job on `config.cluster` and return its last metrics line.
+
+    Whatever process dies, the job goes on: a worker's leases are given to others; if a shard or the coordinator is
+    lost, everybody goes back to the last snapshot, which is a new generation. Raises what `paceline.train` raises, and
+    ConfigError if Ray is missing or has no room.
+    """
+    try:
+        from paceline.cluster import placing
+    except ImportError as error:
+        raise ConfigError(f"cluster: Ray is not installed ({error}); pip install 'paceline[cluster]'") from error
+    assert config.cluster is not None
+    if resume and not run_dir.exists():
+        raise RunDirError(f"{run_dir}: there is no run to go on with; check --run-dir, or leave --resume out")
+    security = read_security(config.cluster, base)
+    written = config.to_yaml()
+    specs = [
+        NodeSpec(
+            name,
+            written,
+            config.cluster.shards,
+            shard,
+            worker,
+            config.cluster.ahead,
+            config.cluster.rows == "bf16",
+            next((i.factor or 1.0 for i in config.inject if i.slow == f"worker-{worker}"), 1.0),
+            security,
+        )
+        for name, shard, worker in roles(config.cluster.nodes, config.cluster.servers, config.cluster.workers)
+    ]
+    chief = (written, str(base), str(run_dir.absolute()), security)
+    with placing.Cluster(config.cluster, specs, chief) as cluster:
+        return _Supervisor(config, specs, cluster, placing, watcher or Silent(), resume).run()
+
+
+def read_security(config: ClusterConfig, base: Path) -> Security:
+    """The secrets that the configuration names. Raises ConfigError naming the key."""
+
+    def read(key: str, path: str) -> bytes:
+        try:
+            return (base / path).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cluster.security.{key}: {path!r} cannot be read ({error.strerror})") from None
+
+    token, tls = config.security.token, config.security.tls
+    if token is not None and token.startswith("env:"):
+        name = token.removeprefix("env:")
+        token = os.environ.get(name)
+        if not token:
+            raise ConfigError(f"cluster.security.token: the environment variable {name!r} is not set")
+    elif token is not None and token.startswith("file:"):
+        token = read("token", token.removeprefix("file:")).decode().strip()
+    if token is not None and not token:
+        raise ConfigError("cluster.security.token: it is empty")
+    if tls is None:
+        return Security(token)
+    return Security(token, read("tls.cert", tls.cert), read("tls.key", tls.key), read("tls.ca", tls.ca))
+
+
+class _Supervisor:
+    """One job's watch. placing: the module that knows Ray."""
+
+    def __init__(
+        self, config: JobConfig, specs: list[NodeSpec], cluster: Any, placing: Any, watcher: Watcher, resume: bool
+    ) -> None:
+        self._config, self._specs, self._cluster, self._ray = config, specs, cluster, placing
+        self._watcher, self._resume = watcher, resume
+        self._generation = int(time.time())  # above that of any earlier supervisor of the same processes
+        self._lost_at: float | None = None
+        self._fruitless = 0
+
+    def run(self) -> dict[str, Any]:
+        """Generation by generation until the job has ended."""
+        while True:
+            self._generation += 1
+            kind, value = self._one_generation()
+            self._relay()
+            if kind == "end":
+                found: dict[str, Any] = value
+                return found
+            if kind == "interrupted":
+                raise KeyboardInterrupt(value)
+            if kind == "error":
+                raise value
+            self._lost_at = self._lost_at or time.time()
+            self._fruitless += 1
+            self._resume = True
+            self._watcher.note(f"{value}; going on from the last snapshot")
+            if self._fruitless > _GIVE_UP:
+                raise TrainingError(f"{_GIVE_UP} times in a row something died before anything was trained: {value}")
+
+    def _one_generation(self) -> tuple[str, Any]:
+        insist, cluster = self._ray.insist, self._cluster
+        office = insist(lambda: cluster.chief.actor.start.remote(), "the coordinator")
+        shards = []
+        for spec in self._specs:
+            address = insist(lambda s=spec: cluster.nodes[s.name].actor.start.remote(), spec.name)
+            if spec.shard is not None:
+                shards.append(address)
+        for name, placed in list(cluster.nodes.items()):
+            if self._ray.finished([placed.hold], 0):
+                cluster.again(name)
+        threads = max(1, min(4, (os.cpu_count() or 2)))
+        run = cluster.chief.actor.run.remote(
+            self._generation, shards, self._config.workers, self._resume, threads, self._lost_at
+        )
+        for spec in self._specs:
+            cluster.nodes[spec.name].actor.begin.remote(self._generation, shards, office)
+        return self._watch(run, shards, office)
+
+    def _watch(self, run: Any, shards: list[str], office: str) -> tuple[str, Any]:
+        """Until the coordinator's run has ended, one way or another."""
+        cluster, returning = self._cluster, {spec.name: spec for spec in self._specs}
+        restarting: dict[str, Any] = {}
+        while True:
+            try:
+                waiting = {placed.hold: name for name, placed in cluster.nodes.items() if name not in restarting}
+                ready = self._ray.finished([run, *waiting], 0.1)
+            except KeyboardInterrupt:
+                cluster.chief.actor.interrupt.remote()
+                continue
+            if run in ready:
+                try:
+                    found: tuple[str, Any] = self._ray.answer(run)
+                    return found
+                except self._ray.GONE:
+                    return "lost", "the coordinator died"
+            for reference in ready:
+                name = waiting[reference]
+                if self._lost_at is None and returning[name].shard is not None:
+                    self._lost_at = time.time()
+                restarting[name] = None
+                if returning[name].shard is not None:
+                    cluster.chief.actor.lose.remote(f"{name} died")
+                else:
+                    self._watcher.note(f"{name} died; it is started again")
+                    placed = cluster.again(name)
+                    placed.actor.start.remote()
+                    restarting[name] = placed.actor.begin.remote(self._generation, shards, office)
+            for name, reference in list(restarting.items()):
+                if reference is not None and self._ray.finished([reference], 0):
+                    del restarting[name]
+            self._relay()
+
+    def _relay(self) -> None:
+        """What the run says, to whoever watches."""
+        try:
+            said = self._ray.answer(self._cluster.chief.actor.messages.remote())
+        except self._ray.GONE:
+            return
+        for what, values in said:
+            if what == "tick" and values[0]["rows"]:
+                self._fruitless, self._lost_at = 0, None
+            getattr(self._watcher, what)(*values)
