@@ -166,6 +166,24 @@ def _free_run_dir(job: Path) -> Path:
 
 
 @app.command()
+def pace(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of a run that is going on")],
+    name: Annotated[str, typer.Argument(help="sync, gba, async, ... (docs/pace.md)")],
+    options: Annotated[list[str] | None, typer.Argument(help="key=value of the pace, such as max_staleness=4")] = None,
+) -> None:
+    """Change the pace of a running job. No row moves, nothing is started again."""
+    from paceline.evaluate import run_config
+    from paceline.jobfile import override
+    from paceline.switching import ask
+
+    config = override(run_config(run_dir), [f"pace={name}", *(f"pace.{option}" for option in options or [])])
+    told = ask(run_dir, config.pace)
+    typer.echo(
+        f"{told['pace']} from {told['samples_read']:,} samples on; {told['pause_s'] * 1e3:,.1f} ms to its first lease"
+    )
+
+
+@app.command()
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(help="A run directory")],
     data: Annotated[list[str], typer.Option("--data", help="File, glob or URL; may be given several times.")],

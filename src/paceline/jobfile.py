@@ -19,6 +19,13 @@ def load_config(path: Path, overrides: list[str] | None = None) -> JobConfig:
     return load(path, overrides or [], JobConfig, "a job is a mapping of keys (data, model, ...)")
 
 
+def override(config: JobConfig, overrides: list[str]) -> JobConfig:
+    """The configuration with `key=value` changes. Raises ConfigError."""
+    values = yaml.safe_load(config.to_yaml())
+    changed = frozenset(_override(values, override) for override in sorted(overrides, key=_depth))
+    return check(values, "command line", overridden=changed)
+
+
 def load(path: Path, overrides: list[str], kind: type[Config], what: str) -> Config:
     """A YAML file with overrides as a configuration of `kind`; `what` says what the file holds."""
     try:

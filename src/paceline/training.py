@@ -18,14 +18,16 @@ from paceline.config import JobConfig
 from paceline.curves import Curves
 from paceline.data.moments import no_moments
 from paceline.data.stream import FIRST, Plan, day_batches
-from paceline.errors import LossError, PacelineError, RunDirError, StorageError, TrainingError
+from paceline.errors import ClusterLost, LossError, PacelineError, RunDirError, StorageError, TrainingError
 from paceline.evaluate import evaluate_files, need_both_classes, run_config
+from paceline.faults import worker_faults
 from paceline.keeper import Keeper
 from paceline.resume import check_same_job
 from paceline.rundir import CHECKPOINTS, RunDir, storing
 from paceline.runtimes.body import Body, Store
 from paceline.runtimes.coordinator import Coordinator
 from paceline.runtimes.local import LocalBody
+from paceline.switching import Switching
 from paceline.tally import Tally, count
 from paceline.telemetry import Telemetry
 from paceline.watcher import Silent, Watcher
@@ -33,7 +35,7 @@ from paceline.watcher import Silent, Watcher
 
 def local_body(job: Job) -> Body:
     """Threads in this process, one for each replica."""
-    return LocalBody(job.direct, job.replicas, job.statistics)
+    return LocalBody(job.direct, job.replicas, job.statistics, worker_faults(job.config.inject, len(job.replicas)))
 
 
 def local_keeper(folder: Path, job: Job) -> Keeper:
@@ -73,17 +75,6 @@ def train(
         return trainer.go()
 
 
-def scheduled_pace(config: JobConfig, day: int, samples: int) -> p.Pace:
-    """The pace that the configuration asks for at the start of `day` with `samples` read."""
-    chosen = config.pace
-    for switch in config.switch:
-        due = day >= int(switch.at.removeprefix("day_")) if isinstance(switch.at, str) else samples >= switch.at
-        if not due:
-            break  # switches happen in the order in which they are written
-        chosen = switch.pace
-    return chosen.build(config.gradients)
-
-
 class Trainer:
     """One run. `begin` restores or starts, `go` does the days."""
 
@@ -105,6 +96,7 @@ class Trainer:
         self._saved_at = 0
         self._last_result: dict[str, Any] = {}
         self._drawn = 0.0
+        self._switching = Switching(job.config, run.path, watcher.note)
 
     # --- beginning ----------------------------------------------------------------------------------------------
 
@@ -113,7 +105,7 @@ class Trainer:
         loaded = self._keeper.load(self.job.statistics)
         lines, trace_bytes, skipped, counted = 0, 0, 0, Telemetry()
         if loaded is None:
-            machine = p.begin(scheduled_pace(self.config, 0, 0))
+            machine = p.begin(self._switching.begin(0, 0, None))
         else:
             state = loaded.state
             self._check_days(state["files"])
@@ -126,7 +118,7 @@ class Trainer:
             counted = self.tally.restore(state["tally"])
             lines, trace_bytes, skipped = state["metrics_lines"], state["trace_bytes"], state["rows_skipped"]
             account = state["machine"]["account"]
-            pace = scheduled_pace(self.config, self.day, account["applied"] + account["dropped"])
+            pace = self._switching.begin(self.day, account["applied"] + account["dropped"], state["switching"])
             machine = p.from_json(state["machine"], pace)
             self.watcher.note(
                 f"resumed from {loaded.path.name}: day {self.day}, {machine.account.read:,} settled, {pace.name}"
@@ -187,7 +179,7 @@ class Trainer:
         if not self.evaluated and self.day > 0 and self.config.evaluate == "next_day":
             self._evaluate()
         self.evaluated = True
-        self._switch_at_day()
+        self._switching.follow_plan(self.coordinator, self.day)
         self._train_day()
         if self.config.evaluate == "next_day":
             need_both_classes(self.seen[0], self.seen[1], self.job.days[self.day], self.day)
@@ -206,13 +198,6 @@ class Trainer:
         self.evaluated = True  # from here on a resume does not evaluate this day again
         self.curves.add("evaluation", self._last_result, line["samples_read"])
         self.watcher.line(line)
-
-    def _switch_at_day(self) -> None:
-        account = self.coordinator.machine.account
-        pace = scheduled_pace(self.config, self.day, account.read)
-        if pace != self.coordinator.machine.pace:
-            self.coordinator.switch(pace)
-            self.watcher.note(f"day {self.day}: the pace is now {pace.name}")
 
     def _train_day(self) -> None:
         account = self.coordinator.machine.account
@@ -250,12 +235,7 @@ class Trainer:
 
     def _before_read(self, _: Batch) -> None:
         """Switch the pace if that was due with the batch before this one."""
-        if self.config.switch:
-            read = self.coordinator.machine.account.read
-            pace = scheduled_pace(self.config, self.day, read)
-            if pace != self.coordinator.machine.pace:
-                self.coordinator.switch(pace)
-                self.watcher.note(f"{read:,} samples: the pace is now {pace.name}")
+        self._switching.follow_plan(self.coordinator, self.day)
 
     def _on_update(self, coordinator: Coordinator) -> None:
         # A simulation waits for the last one to be written: its trace may not depend on how quick the disk is.
@@ -264,6 +244,7 @@ class Trainer:
             coordinator.snapshot(self._save)
 
     def _watch(self) -> None:
+        self._switching.follow_requests(self.coordinator, self.body.virtual)
         account, progress = self.coordinator.machine.account, self.coordinator.progress
         status = {
             "rows": account.read,
@@ -312,6 +293,7 @@ class Trainer:
             "day_rate": self._day_rate,
             "tally": self.tally.to_json(count(coordinator, self.job.route)),
             "last_result": self._last_result,
+            "switching": self._switching.to_json(),
         }
         if coordinator.machine.version != self.job.route.version:
             raise TrainingError(
@@ -325,6 +307,8 @@ class Trainer:
     def _stopped(self, error: BaseException) -> BaseException:
         """What to raise when a day could not be finished, with the state kept where it is worth keeping."""
         error = self._keeper.settled(error)
+        if isinstance(error, ClusterLost):
+            return error  # who watches over the cluster goes on from the last snapshot
         if isinstance(error, LossError):
             left = checkpoint.set_aside(self._keeper.folder, self.coordinator.progress.sound)
             way_on = f"go on from version {left.name} with --resume and lower rates" if left else "nothing was kept"
@@ -388,6 +372,8 @@ class Trainer:
             "seconds": round(self._total_seconds(), 3),
             "ids": self.job.route.ids,
             "virtual_seconds": round(self.body.clock(), 6) if self.body.virtual else None,
+            "switch_pause_s": self._switching.longest_pause(self.coordinator),
+            **self.body.told(),
             **self.tally.last_day,
         }
 

@@ -14,6 +14,7 @@ from paceline.cluster.body import ClusterBody
 from paceline.cluster.node import Node
 from paceline.cluster.office import Office
 from paceline.cluster.spec import NodeSpec, roles
+from paceline.cluster.traffic import Traffic
 from paceline.data.moments import no_moments
 from paceline.data.stream import Plan, day_batches
 from paceline.exchange.far import FarShards
@@ -39,6 +40,7 @@ class Party:
         self.office = Office(self.security)
         self.replica = make_replica(config)
         self.workers = nodes + workers
+        self.nodes_with_both = nodes
         self.generation = 0
 
     def begin(self):
@@ -49,6 +51,7 @@ class Party:
         width = self.replica.layout.width
         self.store = FarShards(self.security, self.addresses, self.generation, self.sizes, width)
         self.store.connect(None)
+        self.traffic = Traffic(self.sizes, width, self.nodes_with_both, self.workers, 4)
         self.office.begin(self.generation)
         for node in self.nodes:
             node.begin(self.generation, self.addresses, f"127.0.0.1:{self.office.port}")
@@ -129,7 +132,7 @@ def on_cluster(config, base, made, **options):
     """(rows, dense, coordinator) of the job trained by a party."""
 
     def body_of(job, statistics):
-        return ClusterBody(made.office, made.store, statistics, made.workers)
+        return ClusterBody(made.office, made.store, statistics, made.traffic, made.workers)
 
     _, coordinator = train_days(config, base, made.store, body_of, **options)
     return made.rows(), made.dense(), coordinator

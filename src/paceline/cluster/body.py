@@ -8,9 +8,11 @@ from typing import Any
 
 from paceline.batch import Batch
 from paceline.cluster.office import Office
+from paceline.cluster.traffic import Traffic
 from paceline.errors import ClusterLost
 from paceline.exchange.far import FarShards
 from paceline.runtimes.ahead import read_ahead
+from paceline.runtimes.body import nothing_told
 from paceline.runtimes.coordinator import Coordinator
 from paceline.runtimes.statistics import Statistics
 
@@ -19,13 +21,27 @@ PATIENCE = 60.0  # seconds for workers to come
 
 
 class ClusterBody:
-    """Runs a day's batches through whichever workers are at the office. workers: how many are expected."""
+    """Runs a day's batches through whichever workers are at the office. workers: how many are expected; on_start:
+    called when the first of them may begin, gives what the metrics say of recoveries."""
 
     virtual = False
     clock = staticmethod(time.monotonic)
 
-    def __init__(self, office: Office, store: FarShards, statistics: Statistics, workers: int) -> None:
-        self._office, self._store, self._statistics, self._workers = office, store, statistics, workers
+    def __init__(
+        self,
+        office: Office,
+        store: FarShards,
+        statistics: Statistics,
+        traffic: Traffic,
+        workers: int,
+        on_start: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self._office, self._store, self._statistics = office, store, statistics
+        self._traffic, self._workers, self._on_start = traffic, workers, on_start
+        self._coordinator: Coordinator | None = None
+        self._updates = 0  # when it began
+        self._recovered: dict[str, Any] = {}
+        office.traffic = traffic
 
     def state(self) -> dict[str, Any]:
         """Nothing that a checkpoint would keep."""
@@ -33,6 +49,11 @@ class ClusterBody:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+    def told(self) -> dict[str, Any]:
+        """See `paceline.runtimes.body.Body`."""
+        updates = 0 if self._coordinator is None else self._coordinator.machine.account.updates - self._updates
+        return {**nothing_told(), **self._traffic.per_update(updates), **self._recovered}
 
     def run_day(
         self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None
@@ -44,6 +65,9 @@ class ClusterBody:
         self._store.on_failure = coordinator.fail
         if not self._office.wait_for_workers(self._workers, PATIENCE) and not self._office.workers():
             raise ClusterLost(f"no worker came within {PATIENCE:g} seconds")
+        if self._coordinator is None:
+            self._coordinator, self._updates = coordinator, coordinator.machine.account.updates
+            self._recovered = self._on_start()
         self._statistics.keep(self._office.workers())
         coordinator.open(read_ahead(source, _AHEAD))
         self._office.open_day(coordinator, self._statistics)

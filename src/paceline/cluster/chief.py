@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from paceline.assembly import Job, make_replica
 from paceline.cluster.body import ClusterBody
 from paceline.cluster.keeper import ClusterKeeper
 from paceline.cluster.office import Office
+from paceline.cluster.traffic import Traffic
 from paceline.config import JobConfig
 from paceline.errors import ClusterLost
 from paceline.exchange.far import FarShards
@@ -54,6 +56,10 @@ class Messages:
     def note(self, text: str) -> None:
         self._say("note", text)
 
+    def recovered(self, seconds: float) -> None:
+        """Workers may begin; so many seconds were lost in recoveries until now."""
+        self._say("recovered", seconds)
+
     def _say(self, what: str, *values: Any) -> None:
         with self._lock:
             self._said.append((what, list(values)))
@@ -75,25 +81,30 @@ class Chief:
         return f"{self._host}:{self._office.port}"
 
     def run(
-        self, generation: int, shards: list[str], workers: int, resume: bool, threads: int, lost_at: float | None
+        self, generation: int, shards: list[str], resume: bool, threads: int, recovered: tuple[int, float, float | None]
     ) -> tuple[str, Any]:
         """Train until the end or until something is lost: ("end", last metrics line), ("lost", why), ("interrupted",
-        what was kept) or ("error", what). lost_at: time.time() when the generation before was lost."""
+        what was kept) or ("error", what). recovered: how often this run was lost before and the seconds that it took to
+        go on, and time.time() when it was lost last."""
         assert self._office is not None
-        office, messages = self._office, self._messages
+        assert self._config.cluster is not None
+        office, messages, cluster = self._office, self._messages, self._config.cluster
         messages.lost = None
         model = make_replica(self._config).model
-        sizes = {name: q.numel() for name, q in model.named_parameters()}
-        store = FarShards(
-            self._security,
-            shards,
-            generation,
-            [sum(sizes[n] for n in names) for names in slices(model, len(shards))],
-            sum(part.width for part in model.parts()),
-        )
+        width = sum(part.width for part in model.parts())
+        counts = {name: q.numel() for name, q in model.named_parameters()}
+        sizes = [sum(counts[n] for n in names) for names in slices(model, len(shards))]
+        store = FarShards(self._security, shards, generation, sizes, width)
+        traffic = Traffic(sizes, width, cluster.nodes, cluster.trainers, 2 if cluster.rows == "bf16" else 4)
+
+        def started() -> dict[str, Any]:
+            times, seconds, lost_at = recovered
+            seconds += 0.0 if lost_at is None else time.time() - lost_at
+            messages.recovered(seconds)
+            return {"recoveries": times, "recovery_s": round(seconds, 3)}
 
         def body(job: Job) -> ClusterBody:
-            return ClusterBody(office, store, job.statistics, workers)
+            return ClusterBody(office, store, job.statistics, traffic, cluster.trainers, started)
 
         def keeper(folder: Path, job: Job) -> ClusterKeeper:
             return ClusterKeeper(folder, job.config.checkpoint.keep, store, lambda: office.begin(generation))

@@ -6,8 +6,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from paceline.params.dense import slices
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.coordinator import Stopped
 from paceline.runtimes.local import settle_thread, work
+from paceline.runtimes.turns import Turn
 
 _AGAIN = 0.2  # seconds until a worker that was sent away or cut off comes again
 
@@ -153,7 +152,8 @@ class Node:
                 else:
                     ways.append(FarShard(spec.security, address, generation, width, spec.bf16))
             route = ShardedRoute(ways, self._sizes(replica), width)
-            work(name, far, route, replica, _Turn(self._turn, spec.slow))
+            far.carried = route.carried
+            work(name, far, route, replica, Turn(spec.slow, self._turn))
         except (Stopped, Superseded, PeerLost):
             raise
         except BaseException as error:
@@ -167,20 +167,3 @@ class Node:
     def _sizes(self, replica: Replica) -> list[int]:
         sizes = {name: p.numel() for name, p in replica.model.named_parameters()}
         return [sum(sizes[n] for n in names) for names in slices(replica.model, self.spec.shards)]
-
-
-class _Turn(AbstractContextManager[None]):
-    """One computes at a time in a process; a worker that has to be slow sleeps at the end of its turn."""
-
-    def __init__(self, turn: threading.Semaphore, slow: float) -> None:
-        self._turn, self._slow = turn, slow
-        self._started = 0.0
-
-    def __enter__(self) -> None:
-        self._turn.acquire()
-        self._started = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        if self._slow > 1.0:
-            time.sleep((self._slow - 1.0) * (time.monotonic() - self._started))
-        self._turn.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from paceline.batch import Bag, Batch, Span
+from paceline.cluster.traffic import Traffic
 from paceline.errors import LossError, TrainingError
 from paceline.exchange import wire
 from paceline.exchange.desk import Superseded
@@ -46,6 +48,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         self._coordinator: Coordinator | None = None
         self._statistics: Statistics | None = None
         self.seats: dict[str, Seat] = {}
+        self.traffic: Traffic | None = None
 
     # --- the coordinator's side ---------------------------------------------------------------------------------
 
@@ -142,6 +145,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
                 made.file = head["file"]
             coordinator.fail(made)
             raise Stopped
+        if self.traffic is not None:
+            self.traffic.add(int(seat.worker.split("+")[0].removeprefix("worker-")), head["carried"])
         lease = Lease(head["gradient"], head["token"], head["version"], _NO_BATCH, head["attempt"])
         statistics = torch.from_numpy(wire.unpack(data, 0, np.float32).copy())
         coordinator.push(seat.worker, lease, head["loss"], head["norm"], statistics)
@@ -198,6 +203,7 @@ class RemoteOffice:
         self._stream = Stream(security, address, {"worker": worker, "ahead": ahead, "generation": generation})
         self._unread = 0  # answers to pushes, which nobody waits for
         self._statistics = statistics
+        self.carried: Callable[[], dict[str, int]] = dict  # bytes that the last gradient took over the network
 
     def lease(self, worker: str) -> Lease | None:
         """The next batch. Raises Stopped when there is no more for this worker."""
@@ -217,6 +223,7 @@ class RemoteOffice:
         """Report a gradient; the next `lease` tells if it was refused."""
         names = ("gradient", "token", "version", "attempt")
         told = {"op": "push", "loss": loss, "norm": norm, **{name: getattr(lease, name) for name in names}}
+        told["carried"] = self.carried()
         self._stream.send(told, [statistics.detach().numpy()])
         self._unread += 1
 

@@ -153,6 +153,11 @@ class Cluster:
         return placed
 
 
+def kill(placed: Placed) -> None:
+    """Kill an actor's process; Ray starts it again."""
+    ray.kill(placed.actor, no_restart=False)
+
+
 def insist(ask: Callable[[], Any], what: str) -> Any:
     """The answer of an actor whose process may just be starting again."""
     until = time.monotonic() + _PATIENCE

@@ -26,6 +26,12 @@ class NodeSpec:
     slow: float = 1.0
     security: Security = field(default_factory=Security)
 
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """What a person may call it."""
+        shard = () if self.shard is None else (f"shard-{self.shard}",)
+        return (self.name, *shard, *(() if self.worker is None else (f"worker-{self.worker}",)))
+
     def job(self) -> JobConfig:
         return JobConfig.model_validate(yaml.safe_load(self.config))
 

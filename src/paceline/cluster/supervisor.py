@@ -34,6 +34,7 @@ def train_on_cluster(
     if resume and not run_dir.exists():
         raise RunDirError(f"{run_dir}: there is no run to go on with; check --run-dir, or leave --resume out")
     security = read_security(config.cluster, base)
+    _check_inject(config)
     written = config.to_yaml()
     specs = [
         NodeSpec(
@@ -78,6 +79,16 @@ def read_security(config: ClusterConfig, base: Path) -> Security:
     return Security(token, read("tls.cert", tls.cert), read("tls.key", tls.key), read("tls.ca", tls.ca))
 
 
+def _check_inject(config: JobConfig) -> None:
+    """Raise ConfigError for a fault of a process that is not there."""
+    assert config.cluster is not None
+    counts = {"worker": config.cluster.trainers, "shard": config.cluster.shards, "node": config.cluster.nodes}
+    for fault in config.inject:
+        kind, _, number = (fault.slow or fault.kill or "").partition("-")
+        if number and int(number) >= counts[kind]:
+            raise ConfigError(f"inject: there is no {kind}-{number}; the cluster has {counts[kind]}, from {kind}-0")
+
+
 class _Supervisor:
     """One job's watch. placing: the module that knows Ray."""
 
@@ -88,7 +99,9 @@ class _Supervisor:
         self._watcher, self._resume = watcher, resume
         self._generation = int(time.time())  # above that of any earlier supervisor of the same processes
         self._lost_at: float | None = None
+        self._losses, self._seconds = 0, 0.0  # generations that were lost, and what it took to go on
         self._fruitless = 0
+        self._injected = [(i.kill, i.at) for i in config.inject if i.kill is not None and i.at is not None]
 
     def run(self) -> dict[str, Any]:
         """Generation by generation until the job has ended."""
@@ -104,6 +117,7 @@ class _Supervisor:
             if kind == "error":
                 raise value
             self._lost_at = self._lost_at or time.time()
+            self._losses += 1
             self._fruitless += 1
             self._resume = True
             self._watcher.note(f"{value}; going on from the last snapshot")
@@ -123,7 +137,7 @@ class _Supervisor:
                 cluster.again(name)
         threads = max(1, min(4, (os.cpu_count() or 2)))
         run = cluster.chief.actor.run.remote(
-            self._generation, shards, self._config.workers, self._resume, threads, self._lost_at
+            self._generation, shards, self._resume, threads, (self._losses, self._seconds, self._lost_at)
         )
         for spec in self._specs:
             cluster.nodes[spec.name].actor.begin.remote(self._generation, shards, office)
@@ -170,6 +184,23 @@ class _Supervisor:
         except self._ray.GONE:
             return
         for what, values in said:
-            if what == "tick" and values[0]["rows"]:
-                self._fruitless, self._lost_at = 0, None
+            if what == "recovered":
+                self._seconds, self._lost_at = values[0], None
+                continue
+            if what == "tick":
+                self._fruitless = 0
+                self._kill_as_asked(values[0]["rows"])
             getattr(self._watcher, what)(*values)
+
+    def _kill_as_asked(self, rows: int) -> None:
+        """Carry out `inject`: each once."""
+        due = [(name, at) for name, at in self._injected if at <= rows]
+        self._injected = [fault for fault in self._injected if fault not in due]
+        for name, _ in due:
+            for spec in self._specs:
+                if name in spec.known_as:
+                    self._watcher.note(f"{rows:,} samples: {spec.name} is killed, as asked")
+                    self._ray.kill(self._cluster.nodes[spec.name])
+            if name == "coordinator":
+                self._watcher.note(f"{rows:,} samples: the coordinator is killed, as asked")
+                self._ray.kill(self._cluster.chief)

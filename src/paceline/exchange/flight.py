@@ -26,6 +26,7 @@ class ShardedRoute:
         self._shards, self._slices, self._width = shards, list(slices), width
         self._have = [-1] * len(shards)  # version of each slice that the worker's dense vector holds
         self._ticket: Ticket | None = None
+        self._fresh = False
         self._bounds: Ints = np.zeros(len(shards) + 1, np.int64)
 
     def pull(self, ids: Ints, dense: Tensor | None, ticket: Ticket | None = None) -> Pulled:
@@ -66,8 +67,9 @@ class ShardedRoute:
             shard.confirm()
 
     def carried(self) -> dict[str, int]:
-        """Bytes that went over the network, by kind, since the last call."""
-        total: dict[str, int] = {}
+        """Bytes that went over the network, by kind, since the last call; `distinct`: ids of the last pull, `fresh`:
+        whether it brought dense parameters."""
+        total = {"distinct": int(self._bounds[-1]), "fresh": int(self._fresh)}
         for shard in self._shards:
             for kind, count in shard.carried.items():
                 total[kind] = total.get(kind, 0) + count
@@ -95,12 +97,13 @@ class ShardedRoute:
         self, distinct: Ints, inverse: np.ndarray[tuple[int, ...], np.dtype[np.int32]], dense: Tensor | None
     ) -> Pulled:
         weights = np.empty((distinct.shape[0], self._width), np.float32)
-        start = 0
+        start, self._fresh = 0, False
         for k, (shard, size) in enumerate(zip(self._shards, self._slices, strict=True)):
             found = shard.answer()
             weights[self._bounds[k] : self._bounds[k + 1]] = found.weights
             if dense is not None and found.dense is not None:
                 dense[start : start + size] = torch.from_numpy(found.dense)
                 self._have[k] = found.version
+                self._fresh = True
             start += size
         return Pulled(distinct, weights, inverse, _NO_COUNTS)

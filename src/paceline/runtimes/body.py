@@ -40,6 +40,11 @@ class Store(Protocol):
     def take_counted(self) -> tuple[Ints, list[float]]: ...
 
 
+def nothing_told() -> dict[str, Any]:
+    """bytes_predicted, bytes_measured: of a worker and update, by kind; recoveries and the seconds they took."""
+    return {"bytes_predicted": None, "bytes_measured": None, "recoveries": 0, "recovery_s": 0.0}
+
+
 class Body(Protocol):
     """Where workers run. clock: its seconds; virtual: they are not real ones; state: what a checkpoint keeps of it."""
 
@@ -51,5 +56,8 @@ class Body(Protocol):
     def state(self) -> dict[str, Any]: ...
 
     def restore(self, state: dict[str, Any]) -> None: ...
+
+    def told(self) -> dict[str, Any]:
+        """What its metrics lines say of processes and traffic (see `nothing_told`)."""
 
     def run_day(self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None]) -> None: ...

@@ -83,6 +83,7 @@ class Coordinator:
         self.telemetry = Telemetry()
         self.next_span: Span | None = None
         self.failure: BaseException | None = None
+        self.pauses: list[float] = []  # seconds from each switch to the first lease under the new pace
         self.settling = False  # an update is being carried out: the parameters are not whole
         self._settler = settler
         self._trace = trace
@@ -97,6 +98,7 @@ class Coordinator:
         self._source: Iterator[Batch] | None = None
         self._reading = False
         self._attempts = 0
+        self._switched: float | None = None
 
     def open(self, source: Iterator[Batch]) -> None:
         """The next batches come from `source`; when it ends, what was read is drained."""
@@ -196,6 +198,7 @@ class Coordinator:
     def switch(self, pace: p.Pace) -> None:
         """From now on train at `pace`."""
         with self._changed:
+            self._switched = self._clock()
             self._step(p.PaceSwitched(pace))
 
     def snapshot(self, store: Callable[[list[Batch]], None]) -> None:
@@ -272,6 +275,9 @@ class Coordinator:
                 case p.Grant(worker, gradient, token):
                     self._stop_waiting(worker)
                     self._attempts += 1
+                    if self._switched is not None:
+                        self.pauses.append(self._clock() - self._switched)
+                        self._switched = None
                     batch, version = self._batches[gradient], self.machine.version
                     self._granted[worker] = Lease(gradient, token, version, batch, self._attempts)
                 case _:

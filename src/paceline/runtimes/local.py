@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,9 +17,11 @@ from paceline.batch import Batch, Ints
 from paceline.errors import LossError
 from paceline.exchange.direct import Pulled, Ticket
 from paceline.params.shard import Gradient
+from paceline.runtimes.body import nothing_told
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.coordinator import Coordinator, Lease, Stopped
 from paceline.runtimes.statistics import Statistics
+from paceline.runtimes.turns import Killed, Turn
 
 
 class Office(Protocol):
@@ -79,14 +82,29 @@ def _not_finite(batch: Batch, loss: float, lease: Lease) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What a person wants to see a worker do: be slower by a factor, die once so many samples were read."""
+
+    slow: float = 1.0
+    dies_at: int | None = None
+
+    def is_dead(self, samples: int) -> bool:
+        """Whether it has died once `samples` were read."""
+        return self.dies_at is not None and samples >= self.dies_at
+
+
 class LocalBody:
     """Runs days with a thread for each replica, in real time."""
 
     virtual = False
     clock = staticmethod(time.monotonic)
 
-    def __init__(self, route: Route, replicas: list[Replica], statistics: Statistics) -> None:
+    def __init__(
+        self, route: Route, replicas: list[Replica], statistics: Statistics, faults: dict[str, Fault] | None = None
+    ) -> None:
         self._route, self._replicas, self._statistics = route, replicas, statistics
+        self._faults = faults or {}
 
     def state(self) -> dict[str, Any]:
         """Threads have nothing that a checkpoint would keep."""
@@ -95,15 +113,24 @@ class LocalBody:
     def restore(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
 
+    def told(self) -> dict[str, Any]:
+        """Nothing travels."""
+        return nothing_told()
+
     def run_day(
         self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None
     ) -> None:
         """Train on every batch of `source`; see `run_day`."""
-        names = worker_names(len(self._replicas))
-        self._statistics.keep(names)
-        for name, replica in zip(names, self._replicas, strict=True):
+        read = coordinator.machine.account.read
+        alive = [
+            (name, replica)
+            for name, replica in zip(worker_names(len(self._replicas)), self._replicas, strict=True)
+            if not self._faults.get(name, Fault()).is_dead(read)
+        ]
+        self._statistics.keep([name for name, _ in alive])
+        for name, replica in alive:
             replica.statistics.copy_(self._statistics.of(name))
-        run_day(coordinator, self._route, self._replicas, source, watch)
+        run_day(coordinator, self._route, dict(alive), source, watch, self._faults)
 
 
 def worker_names(count: int) -> list[str]:
@@ -114,11 +141,13 @@ def worker_names(count: int) -> list[str]:
 def run_day(
     coordinator: Coordinator,
     route: Route,
-    replicas: list[Replica],
+    replicas: list[Replica] | dict[str, Replica],
     source: Iterator[Batch],
     watch: Callable[[], None] = lambda: None,
+    faults: dict[str, Fault] | None = None,
 ) -> None:
-    """Train on every batch of `source` with one thread per replica; returns when all of it is settled.
+    """Train on every batch of `source` with one thread per replica (by the worker's name, or in order); returns when
+    all of it is settled.
 
     `watch` is called ten times a second from the calling thread. The first error of a worker is raised here, after
     every thread has ended; KeyboardInterrupt stops the workers and is raised again.
@@ -127,19 +156,25 @@ def run_day(
 
     def body(name: str, replica: Replica) -> None:
         settle_thread()
+        fault = (faults or {}).get(name, Fault())
+        turn = Turn(fault.slow, None, lambda: fault.is_dead(account.read))
         try:
-            work(name, coordinator, route, replica)
+            work(name, coordinator, route, replica, turn)
         except Stopped:
             pass
+        except Killed:
+            coordinator.leave(name)
         except BaseException as error:  # raised again below, in the calling thread
             coordinator.fail(error)
 
-    names = worker_names(len(replicas))
-    for name in names:
+    if isinstance(replicas, list):
+        replicas = dict(zip(worker_names(len(replicas)), replicas, strict=True))
+    account = coordinator.machine.account
+    for name in replicas:
         coordinator.join(name)
     threads = [
         threading.Thread(target=body, args=(name, replica), name=name, daemon=True)
-        for name, replica in zip(names, replicas, strict=True)
+        for name, replica in replicas.items()
     ]
     try:
         for thread in threads:
@@ -156,5 +191,6 @@ def run_day(
         raise
     if coordinator.failure is not None:
         raise coordinator.failure
-    for name in names:
-        coordinator.leave(name)
+    for name in replicas:
+        if coordinator.is_here(name):
+            coordinator.leave(name)

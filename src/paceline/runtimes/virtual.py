@@ -26,6 +26,7 @@ from paceline.batch import Batch
 from paceline.clusterspec import ClusterSpec
 from paceline.errors import TrainingError
 from paceline.exchange.direct import DirectRoute
+from paceline.runtimes.body import nothing_told
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.computing import Outcome, Submit, Work, computing
 from paceline.runtimes.coordinator import Coordinator, Lease
@@ -85,6 +86,10 @@ class VirtualBody:
         """Go on from `state`."""
         self.now = state["seconds"]
         self._speeds.replayed = {int(worker): turn for worker, turn in state["replayed"].items()}
+
+    def told(self) -> dict[str, Any]:
+        """Nothing travels."""
+        return nothing_told()
 
     def run_day(
         self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None

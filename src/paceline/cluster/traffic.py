@@ -1,0 +1,42 @@
+"""What went over the network by push and pull, and what should have."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+KINDS = ("ids", "rows", "row_gradients", "dense", "dense_gradients")
+
+
+class Traffic:
+    """Bytes of arrays between processes, by kind. slices: dense parameters of each shard; width: weights of a row;
+    nodes: how many workers have one of the shards beside them (worker k shard k); value: bytes of a row's number."""
+
+    def __init__(self, slices: list[int], width: int, nodes: int, workers: int, value: int) -> None:
+        self._slices, self._width, self._nodes, self._workers, self._value = slices, width, nodes, workers, value
+        self._lock = threading.Lock()
+        self._measured = dict.fromkeys(KINDS, 0)
+        self._predicted = dict.fromkeys(KINDS, 0.0)
+
+    def add(self, worker: int, carried: dict[str, int]) -> None:
+        """A gradient was pushed. carried: by kind, and `distinct`: ids of its batch, `fresh`: whether its pull had to
+        bring the dense parameters."""
+        distinct, fresh = carried["distinct"], carried["fresh"]
+        beside = worker < self._nodes
+        rows = distinct * (len(self._slices) - beside) / len(self._slices)
+        dense = sum(self._slices) - (self._slices[worker] if beside else 0)
+        each = rows * self._width * self._value
+        expected = (8 * rows, each, each, 4 * dense * fresh, 4 * dense)
+        with self._lock:
+            for kind, count in zip(KINDS, expected, strict=True):
+                self._predicted[kind] += count
+                self._measured[kind] += carried.get(kind, 0)
+
+    def per_update(self, updates: int) -> dict[str, Any]:
+        """Bytes of a worker and update, by kind, measured and predicted."""
+        share = max(updates, 1) * self._workers
+        with self._lock:
+            return {
+                "bytes_predicted": {kind: round(count / share, 1) for kind, count in self._predicted.items()},
+                "bytes_measured": {kind: round(count / share, 1) for kind, count in self._measured.items()},
+            }
