@@ -25,6 +25,7 @@ from paceline.errors import RunDirError, StorageError
 
 CONFIG, METRICS, TRACE, SKIPPED = "config.yaml", "metrics.jsonl", "pace.trace", "skipped_rows.jsonl"
 HISTOGRAMS, CHECKPOINTS = "histograms.jsonl", "checkpoints"
+_TOGETHER = 256  # lines of the trace that are written at a time
 
 
 @contextmanager
@@ -47,6 +48,7 @@ class RunDir:
         self.path = path
         self._lock: TextIO | None = None
         self._trace: TextIO | None = None
+        self._told: list[str] = []  # lines of the trace that are not in its file yet
         self._named: set[tuple[str, int]] = set()
 
     def __enter__(self) -> RunDir:
@@ -85,8 +87,9 @@ class RunDir:
     def close_trace(self) -> None:
         if self._trace is not None:
             trace, self._trace = self._trace, None
-            with storing(self.path / TRACE):
-                trace.close()
+            with storing(self.path / TRACE), trace:
+                trace.write("".join(self._told))
+            self._told = []
 
     @property
     def started(self) -> bool:
@@ -125,14 +128,21 @@ class RunDir:
 
     def trace(self, line: str) -> None:
         """Append a line to the pace trace."""
+        self._told.append(line + "\n")
+        if len(self._told) >= _TOGETHER:
+            self._write_trace()
+
+    def _write_trace(self) -> None:
+        told, self._told = self._told, []
         if self._trace is not None:
-            with storing(self._trace.name):
-                self._trace.write(line + "\n")
+            with storing(self.path / TRACE):
+                self._trace.write("".join(told))
 
     def trace_bytes(self) -> int:
         """Bytes of the trace, all of them on disk."""
         if self._trace is None:
             return 0
+        self._write_trace()
         with storing(self.path / TRACE):
             self._trace.flush()
             return self._trace.tell()

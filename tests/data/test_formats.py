@@ -214,3 +214,16 @@ def test_a_bad_row_names_file_line_and_reason(tmp_path):
     log = Log("criteo", criteo_schema(), Dialect("\t", None, ("label", *criteo_schema().columns[1:])))
     with pytest.raises(DataError, match=r"day\.tsv, line 21: 3 columns where 40 are expected.*on_bad_row: skip"):
         list(day_batches(log, [str(path)], Plan(0, 8)))
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "int64", "uint8", "uint32", "uint64"])
+def test_whole_numbers_in_parquet_have_the_ids_of_their_decimals(tmp_path, kind):
+    """Without being written out as text first (all but uint64)."""
+    least, most = np.iinfo(kind).min, np.iinfo(kind).max
+    values = [least, most, None, 0, 7, 10, 99, 100, most // 2, None, least // 2]
+    table = {"click": [0, 1] * 5 + [0], "d": pa.array(values, kind)}
+    pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+    schema = Schema(Label("click"), (), ("d",), (), group="d")
+    (batch,) = day_batches(Log("parquet", schema, None), [str(tmp_path / "rows.parquet")], Plan(0, 64))
+    expected = [signed(text_id(b"" if v is None else str(v).encode(), int(field_seed("d")))) for v in values]
+    assert batch.ids[:, 0].tolist() == batch.groups.tolist() == expected

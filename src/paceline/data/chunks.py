@@ -60,6 +60,11 @@ class Chunk(ABC):
     def texts(self, column: str) -> Spans:
         """The column as spans [rows]."""
 
+    def integers(self, column: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
+        """(values [rows], whether missing [rows]) of a column that is stored as whole numbers, whose texts are their
+        decimals; None: it is not."""
+        return None
+
     @abstractmethod
     def numbers(self, column: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
         """(values [rows], state [rows]: 0 fine, MISSING or NOT_A_NUMBER)."""

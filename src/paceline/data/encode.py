@@ -60,13 +60,13 @@ def encode(chunk: Chunk, schema: Schema, labelled: bool = True) -> Block:
             numbers[:, dense_at] = np.where(state != 0, np.nan, values)
             dense_at += 1
     for column in schema.categorical:
-        _hash(chunk.texts(column), column, ids[:, at])
+        _hash_column(chunk, column, ids[:, at])
         at += 1
     bags = tuple(_bag(chunk.lists(multi.column, multi.separator), multi) for multi in schema.multi)
     groups: Ints | None = None
     if schema.group is not None:
         groups = np.empty(n, np.int64)
-        _hash(chunk.texts(schema.group), schema.group, groups)
+        _hash_column(chunk, schema.group, groups)
     rows = np.arange(chunk.first, chunk.first + n, dtype=np.int64)
     bad = tuple((chunk.first + r, BadRow(chunk.path, chunk.line(r), reasons[r])) for r in sorted(reasons))
     if bad:
@@ -76,6 +76,14 @@ def encode(chunk: Chunk, schema: Schema, labelled: bool = True) -> Block:
         bags = tuple(choose(bag, good) for bag in bags)
         groups = groups[good] if groups is not None else None
     return Block(chunk.file, rows, labels, ids, bags, numbers, groups, bad, chunk.first + n)
+
+
+def _hash_column(chunk: Chunk, column: str, out: Ints) -> None:
+    integers = chunk.integers(column)
+    if integers is None:
+        _hash(chunk.texts(column), column, out)
+    else:
+        hashing.hash_integers(*integers, hashing.field_seed(column), out)
 
 
 def _hash(spans: Spans, column: str, out: Ints) -> None:

@@ -31,6 +31,14 @@ class ParquetChunk(Chunk):
     def texts(self, column: str) -> Spans:
         return _spans(self.columns[column], self.path, column)
 
+    def integers(self, column: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None:
+        array = self.columns[column]
+        if not pa.types.is_integer(array.type) or array.type == pa.uint64():
+            return None
+        missing = np.asarray(array.is_null().to_numpy(zero_copy_only=False))
+        values = array.fill_null(0) if array.null_count else array
+        return values.to_numpy(zero_copy_only=False).astype(np.int64, copy=False), missing
+
     def numbers(self, column: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
         array = self.columns[column]
         if pa.types.is_dictionary(array.type):

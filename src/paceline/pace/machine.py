@@ -21,6 +21,7 @@ Rules that are easy to get wrong, each with the reason:
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from paceline.errors import PaceError
@@ -71,7 +72,7 @@ def step(state: State, event: Event) -> list[Command]:
     """
     commands: list[Command] = []
     _HANDLERS[type(event)](state, event, commands)
-    state.story.append(repr(event))
+    state.story.append(event)
     _apply_full_buffers(state, commands)
     _finish_data(state, commands)
     _grant(state, commands)
@@ -79,7 +80,7 @@ def step(state: State, event: Event) -> list[Command]:
 
 
 def _refuse(state: State, event: Event, why: str) -> PaceError:
-    told = "\n  ".join(state.story) or "(nothing)"
+    told = "\n  ".join(map(repr, state.story)) or "(nothing)"
     return PaceError(f"{event!r} is not allowed: {why}. Version {state.version}; what happened before:\n  {told}")
 
 
@@ -244,7 +245,8 @@ def _grant(state: State, commands: list[Command]) -> None:
         furthest = min(state.steps.values()) + state.pace.spread
     if room <= 0:
         return
-    for worker in list(state.waiting):
+    # Without a bound the first in the line are served; a line of thousands is not copied for one place.
+    for worker in list(state.waiting if furthest is not None else islice(state.waiting, room)):
         if room <= 0:
             break
         if furthest is not None and state.steps[worker] > furthest:

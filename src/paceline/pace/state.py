@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from paceline.pace.messages import Event
 from paceline.pace.values import Pace
 
 STORY_LENGTH = 24
@@ -54,7 +55,7 @@ class State:
     steps: dict[str, int] = field(default_factory=dict)  # live workers: steps finished since they joined or the switch
     holding: dict[str, int] = field(default_factory=dict)  # worker -> the gradient it computes
     waiting: dict[str, None] = field(default_factory=dict)  # ordered: first come, first served
-    story: deque[str] = field(default_factory=lambda: deque(maxlen=STORY_LENGTH))
+    story: deque[Event] = field(default_factory=lambda: deque(maxlen=STORY_LENGTH))
 
     @property
     def in_flight(self) -> int:

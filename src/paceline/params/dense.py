@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from paceline.errors import ConfigError
 from paceline.naming import look_up
+from paceline.params.dense_flat import FlatAdagrad
 from paceline.params.dense_rows import FOR_DENSE, RowsOptimizer
 from paceline.params.row_optimizers import row_optimizer
 from paceline.params.sparse import Clock, SparseOptimizer
@@ -86,20 +87,26 @@ class DenseBlock:
         self.named = named(module, names)
         self._parameters = [p for _, p in self.named]  # once: to walk the module's tree costs more than the views
         self._sizes = [p.numel() for p in self._parameters]
+        fits = FlatAdagrad.fits(optimizer, self._parameters)
+        self._adagrad = FlatAdagrad(optimizer, self._parameters, self.flat) if fits else None
 
     def apply(self, gradient: Tensor, clock: Clock, part: float = 1.0) -> None:
         """One optimizer step with the flat gradient, float32 [parameters]. torch's own optimizers count steps
         themselves; the clock is for row optimizers. part: of the step that is taken."""
         before = self.flat.clone() if part < 1.0 else None
+        if self._adagrad is None or not self._adagrad.step(gradient):
+            self._step(gradient, clock)
+        if before is not None:
+            with torch.no_grad():
+                self.flat.sub_(before).mul_(part).add_(before)
+
+    def _step(self, gradient: Tensor, clock: Clock) -> None:
         # New views cost no more than copying the gradient behind lasting ones, and not the more the larger the model.
         for p, piece in zip(self._parameters, torch.split(gradient, self._sizes), strict=True):
             p.grad = piece.view_as(p)
         if isinstance(self.optimizer, RowsOptimizer):
             self.optimizer.clock = clock
         self.optimizer.step()
-        if before is not None:
-            with torch.no_grad():
-                self.flat.sub_(before).mul_(part).add_(before)
 
     def weights(self) -> dict[str, Tensor]:
         """Named parameters (copies)."""

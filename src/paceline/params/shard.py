@@ -87,7 +87,9 @@ class Shard:
             scale = part.share * part.factor
             if scale == 0.0:
                 continue
-            if total is None:
+            if len(parts) == 1 and scale == 1.0:
+                total = part.gradient.dense  # every update of a pace that does not aggregate: spare the copy
+            elif total is None:
                 total = part.gradient.dense * scale
             else:
                 total.add_(part.gradient.dense * scale)

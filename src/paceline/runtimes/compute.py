@@ -39,32 +39,40 @@ class Layout:
 
 def rows_of(layout: Layout, batch: Batch, pulled: Pulled) -> dict[str, Tensor]:
     """rows[part] float32 [B, fields, width]: bags pooled, in the order of the fields."""
+    return {name: rows[0] for name, rows in stacked_rows(layout, [batch], [pulled]).items()}
+
+
+def stacked_rows(layout: Layout, batches: list[Batch], pulled: list[Pulled]) -> dict[str, Tensor]:
+    """rows[part] float32 [K, B, fields, width] of K batches of B rows each."""
     found: dict[str, Tensor] = {}
-    samples, singles = batch.samples, layout.singles
+    samples, singles = batches[0].samples, layout.singles
     for part, begin in zip(layout.parts, layout.begins(), strict=True):
-        out = np.empty((samples, singles + layout.bags, part.width), np.float32)
-        kernels.pool_singles(pulled.weights, pulled.inverse, singles, begin, out)
-        start = samples * singles
-        for field, bag in enumerate(batch.bags, singles):
-            inverse = pulled.inverse[start : start + bag.ids.shape[0]]
-            kernels.pool_bag(pulled.weights, inverse, bag.offsets, bag.weights, begin, field, out)
-            start += bag.ids.shape[0]
-        found[part.name] = torch.from_numpy(out)
+        stacked = np.empty((len(batches), samples, singles + layout.bags, part.width), np.float32)
+        for out, batch, its in zip(stacked, batches, pulled, strict=True):
+            kernels.pool_singles(its.weights, its.inverse, singles, begin, out)
+            start = samples * singles
+            for field, bag in enumerate(batch.bags, singles):
+                inverse = its.inverse[start : start + bag.ids.shape[0]]
+                kernels.pool_bag(its.weights, inverse, bag.offsets, bag.weights, begin, field, out)
+                start += bag.ids.shape[0]
+        found[part.name] = torch.from_numpy(stacked)
     return found
 
 
-def row_sums(layout: Layout, batch: Batch, pulled: Pulled, gradients: list[Tensor]) -> Floats:
-    """The way back: gradients of rows[part], summed over the positions of each distinct id, float32 [n, width]."""
+def row_sums(layout: Layout, batch: Batch, pulled: Pulled, gradients: list[Floats]) -> Floats:
+    """The way back: gradients of rows[part], float32 [B, fields, width], summed over the positions of each distinct id,
+    float32 [n, width]."""
     sums: Floats = np.zeros(pulled.weights.shape, np.float32)
     samples, singles = batch.samples, layout.singles
-    for begin, gradient in zip(layout.begins(), gradients, strict=True):
-        values = gradient.contiguous().numpy()
+    begin = 0
+    for part, values in zip(layout.parts, gradients, strict=True):
         kernels.spread_singles(values, pulled.inverse, singles, begin, sums)
         start = samples * singles
         for field, bag in enumerate(batch.bags, singles):
             inverse = pulled.inverse[start : start + bag.ids.shape[0]]
             kernels.spread_bag(values, inverse, bag.offsets, bag.weights, begin, field, sums)
             start += bag.ids.shape[0]
+        begin += part.width
     return sums
 
 
@@ -98,7 +106,7 @@ class Replica:
         grads = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
         count = len(self._parameters)
         dense = torch.cat([g.reshape(-1) for g in grads[:count]]) if count else torch.zeros(0)
-        sums = row_sums(self.layout, batch, pulled, list(grads[count:]))
+        sums = row_sums(self.layout, batch, pulled, [g.contiguous().numpy() for g in grads[count:]])
         return float(loss.detach()), Gradient(dense, pulled.numbers, sums, pulled.counts)
 
     @torch.no_grad()
@@ -137,8 +145,9 @@ class StackedReplica:
         """(mean log loss, its gradient, new statistics) of each of K batches of the same number of rows, on its own
         pulled rows, dense parameters [K, P] and statistics [K, S]."""
         replica = self._replica
-        apart = [rows_of(replica.layout, *each) for each in zip(batches, pulled, strict=True)]
-        rows = {name: torch.stack([a[name] for a in apart]).requires_grad_() for name in apart[0]}
+        rows = stacked_rows(replica.layout, batches, pulled)
+        for tensor in rows.values():
+            tensor.requires_grad_()
         dense.requires_grad_()
         state: dict[str, Tensor] = {}
         parts = torch.split(dense, [size for *_, size in self._parameters], dim=1)
@@ -158,14 +167,9 @@ class StackedReplica:
             out = torch.func.vmap(logits, randomness="different")(state, rows, inputs)
         losses = torch.nn.functional.binary_cross_entropy_with_logits(out.float(), labels, reduction="none").mean(1)
         grads = torch.autograd.grad(losses.sum(), [dense, *rows.values()], allow_unused=True, materialize_grads=True)
+        of_rows = [g.contiguous().numpy() for g in grads[1:]]
         made = []
-        for k, (batch, pull) in enumerate(zip(batches, pulled, strict=True)):
-            sums = row_sums(replica.layout, batch, pull, [g[k] for g in grads[1:]])
-            made.append(
-                (
-                    float(losses[k].detach()),
-                    Gradient(grads[0][k].clone(), pull.numbers, sums, pull.counts),
-                    statistics[k],
-                )
-            )
+        for k, (batch, pull, loss) in enumerate(zip(batches, pulled, losses.tolist(), strict=True)):
+            sums = row_sums(replica.layout, batch, pull, [values[k] for values in of_rows])
+            made.append((loss, Gradient(grads[0][k].clone(), pull.numbers, sums, pull.counts), statistics[k]))
         return made
