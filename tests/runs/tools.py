@@ -62,7 +62,7 @@ def snapshot_of(path: Path):
     order = len(ids) - 1 - last
     rows = {
         "id": distinct,
-        **{name: table.column(name).combine_chunks().flatten().to_numpy().reshape(len(order), -1)[order]
+        **{name: table.column(name).combine_chunks().flatten().to_numpy().reshape(len(ids), -1)[order]
            for name in ("weights", "slots")},
         **{name: table.column(name).to_numpy()[order] for name in ("last_update", "count")},
     }  # fmt: skip
