@@ -121,7 +121,7 @@ class DenseBlock:
         state = self.optimizer.state_dict()
         names = self._by_number()
         tensors: dict[str, Tensor] = {}
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+        groups = [{k: _plain(v) for k, v in group.items() if k != "params"} for group in state["param_groups"]]
         rest: dict[str, Any] = {"param_groups": groups, "state": {}}
         for number, values in state["state"].items():
             for key, value in values.items():
@@ -154,3 +154,8 @@ class DenseBlock:
         """Names of the parameters in the order of the optimizer's own numbers."""
         names = {id(p): name for name, p in self.named}
         return [names.get(id(p), "") for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return list(value) if isinstance(value, tuple) else value
