@@ -29,25 +29,24 @@ _PATIENCE = 120.0  # seconds for a process to start
 GONE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError)
 
 
+def _host(local: bool) -> str:
+    """Where this process is to be reached; on one machine nobody else may."""
+    found: str = "127.0.0.1" if local else ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return found
+
+
 class NodeActor(Node):
     """A node that says where it is."""
 
-    def __init__(self, spec: NodeSpec) -> None:
-        super().__init__(spec, ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-
-    def pid(self) -> int:
-        return os.getpid()
+    def __init__(self, local: bool, spec: NodeSpec) -> None:
+        super().__init__(spec, _host(local))
 
 
 class ChiefActor(Chief):
     """A coordinator that says where it is."""
 
-    def __init__(self, config: str, base: str, run_dir: str, security: Security) -> None:
-        host: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        super().__init__(config, base, run_dir, security, host)
-
-    def pid(self) -> int:
-        return os.getpid()
+    def __init__(self, local: bool, config: str, base: str, run_dir: str, security: Security) -> None:
+        super().__init__(config, base, run_dir, security, _host(local))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +137,7 @@ class Cluster:
         needs = self._bundles()[bundle]
         options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "scheduling_strategy": strategy}
         options |= {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 16}
-        actor: Any = ray.remote(kind).options(**options).remote(*arguments)
+        actor: Any = ray.remote(kind).options(**options).remote(self._config.address == "local", *arguments)
         return Placed(name, actor, actor.hold.remote())
 
     def again(self, name: str) -> Placed:
