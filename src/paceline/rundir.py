@@ -7,6 +7,8 @@ pace.trace          every event and command of the pace machine (see paceline.pa
 skipped_rows.jsonl  rows that were left out: file, line, reason
 curves/             TensorBoard
 checkpoints/        see paceline.checkpoint
+requests/           what people ask of a run that is going on (see paceline.switching)
+processes.json      of a run on a cluster: who runs where
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from paceline.batch import BadRow
 from paceline.errors import RunDirError, StorageError
 
 CONFIG, METRICS, TRACE, SKIPPED = "config.yaml", "metrics.jsonl", "pace.trace", "skipped_rows.jsonl"
-HISTOGRAMS, CHECKPOINTS = "histograms.jsonl", "checkpoints"
+HISTOGRAMS, CHECKPOINTS, PROCESSES = "histograms.jsonl", "checkpoints", "processes.json"
 _TOGETHER = 256  # lines of the trace that are written at a time
 
 

@@ -36,7 +36,7 @@ class Party:
             Node(NodeSpec(name, values, self.shards, shard, worker, security=self.security, **options))
             for name, shard, worker in roles(nodes, servers, workers)
         ]
-        self.addresses = [a for a in (node.start() for node in self.nodes) if a is not None]
+        self.addresses = [a for a in (node.start()[0] for node in self.nodes) if a is not None]
         self.office = Office(self.security)
         self.replica = make_replica(config)
         self.workers = nodes + workers

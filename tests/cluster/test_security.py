@@ -58,10 +58,14 @@ def refused(security, address):
     with security.connect(address) as client, pytest.raises((fl.FlightError, OSError)):
         client.do_get(fl.Ticket(json.dumps({"ids": [1]}).encode())).read_all()
     with pytest.raises(PeerLost):
-        stream = Stream(security, address, {"kind": "worker", "generation": 1})
-        stream.send({"op": "read"}, [np.zeros(1, np.int64)])
-        stream.receive()
+        read_over_a_stream(security, address)
     return True
+
+
+def read_over_a_stream(security, address):
+    stream = Stream(security, address, {"kind": "worker", "generation": 1})
+    stream.send({"op": "read"}, [np.zeros(1, np.int64)])
+    stream.receive()
 
 
 @pytest.mark.parametrize("whose", ["shard", "office"])
@@ -102,24 +106,26 @@ def test_secrets_are_read_from_where_the_configuration_says(tmp_path, monkeypatc
         token("env:NOT_SET")
     with pytest.raises(ConfigError, match=r"security\.token: 'absent'"):
         token("file:absent")
+    tls = {"cert": "absent.pem", "key": "k.pem", "ca": "ca.pem"}
     with pytest.raises(ConfigError, match=r"security\.tls\.cert: 'absent\.pem'"):
-        tls = {"cert": "absent.pem", "key": "k.pem", "ca": "ca.pem"}
         read_security(ClusterConfig(security={"tls": tls}), tmp_path)
 
 
 def test_a_secret_is_not_written_into_the_run_directory(log):
-    values = job(log, cluster={"nodes": 1, "security": {"token": "a secret"}}, workers=1)
-    assert "a secret" not in values.to_yaml()
-    assert "env:OUR_TOKEN" in job(log, cluster={"nodes": 1, "security": {"token": "env:OUR_TOKEN"}}, workers=1).to_yaml()
+    def written(token):
+        return job(log, cluster={"nodes": 1, "security": {"token": token}}, workers=1).to_yaml()
+
+    assert "a secret" not in written("a secret")
+    assert "env:OUR_TOKEN" in written("env:OUR_TOKEN")
 
 
 def test_encryption_without_a_certificate_of_ones_own_is_refused(guarded, ca):
     """The caller trusts the authority and knows the token, but shows no certificate."""
     ours = papers(ca, "a secret")
+    options = fl.FlightCallOptions(headers=[(b"authorization", b"Bearer a secret")])
     for address in (guarded.addresses[0], f"127.0.0.1:{guarded.office.port}"):
         with (
             fl.FlightClient(f"grpc+tls://{address}", tls_root_certs=ours.ca) as client,
             pytest.raises((fl.FlightError, OSError)),
         ):
-            options = fl.FlightCallOptions(headers=[(b"authorization", b"Bearer a secret")])
             list(client.do_action(fl.Action("statistics", b""), options))

@@ -71,6 +71,7 @@ class ClusterBody:
         self._statistics.keep(self._office.workers())
         coordinator.open(read_ahead(source, _AHEAD))
         self._office.open_day(coordinator, self._statistics)
+        pulse = self._store.pulse(lambda a: coordinator.fail(ClusterLost(f"the shard at {a} is silent")))
         try:
             while not coordinator.finished(0.1):
                 self._office.send_away_the_dead()
@@ -78,6 +79,8 @@ class ClusterBody:
         except BaseException as error:
             coordinator.fail(error)
             raise
+        finally:
+            pulse.stop()
         if coordinator.failure is not None:
             raise coordinator.failure
         self._office.close_day()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -74,11 +75,11 @@ class Chief:
         self._office: Office | None = None
         self._messages = Messages()
 
-    def start(self) -> str:
-        """Open the office; its address."""
+    def start(self) -> tuple[str, int]:
+        """Open the office; its address, and the process's number."""
         if self._office is None:
             self._office = Office(self._security, self._host)
-        return f"{self._host}:{self._office.port}"
+        return f"{self._host}:{self._office.port}", os.getpid()
 
     def run(
         self, generation: int, shards: list[str], resume: bool, threads: int, recovered: tuple[int, float, float | None]

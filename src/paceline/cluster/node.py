@@ -18,6 +18,7 @@ from paceline.exchange.desk import Desk, Superseded
 from paceline.exchange.direct import DirectRoute
 from paceline.exchange.far import tell_error
 from paceline.exchange.flight import ShardedRoute
+from paceline.exchange.pulse import Pulse, answers
 from paceline.exchange.service import ShardService
 from paceline.exchange.shards import FarShard, NearShard, PeerLost, ShardWay
 from paceline.params.dense import slices
@@ -42,11 +43,14 @@ class Node:
         self._generation = -1
         self._ended = threading.Event()
         self._copy: checkpoint.Copy | None = None
+        self._pulses: list[Pulse] = []
+        self._lines: list[RemoteOffice | ShardWay] = []  # of the seats
+        self._lock = threading.Lock()
 
-    def start(self) -> str | None:
-        """Serve the shard if there is one; its address."""
+    def start(self) -> tuple[str | None, int]:
+        """Serve the shard if there is one; its address, and the process's number."""
         if self.spec.shard is None:
-            return None
+            return None, os.getpid()
         if self._service is None:
             self._desk = Desk(DirectRoute(make_shard(self._config, self.spec.shard, self.spec.shards)))
             actions = {
@@ -57,17 +61,26 @@ class Node:
                 "die": self._die,
             }
             self._service = ShardService(self._desk, self.spec.security, actions, self._host)
-        return f"{self._host}:{self._service.port}"
+        return f"{self._host}:{self._service.port}", os.getpid()
 
     def begin(self, generation: int, shards: list[str], office: str) -> None:
         """Start the worker of a generation in threads of its own; those of the one before end by themselves."""
         self._generation = generation
+        for pulse in self._pulses:
+            pulse.stop()
         if self.spec.worker is None:
             return
+        names = [f"worker-{self.spec.worker}" + ("" if i == 0 else f"+{i}") for i in range(self.spec.ahead + 1)]
+        others = [address for i, address in enumerate(shards) if i != self.spec.shard]
+        self._pulses = [
+            Pulse(self.spec.security, [office], "alive", {"workers": names}, self._cut_off),
+            Pulse(self.spec.security, others, "statistics", {}, self._cut_off),
+        ]
+        for pulse in self._pulses:
+            pulse.start()
         while len(self._replicas) <= self.spec.ahead:
             self._replicas.append(make_replica(self._config))
-        for number, replica in enumerate(self._replicas):
-            name = f"worker-{self.spec.worker}" + ("" if number == 0 else f"+{number}")
+        for number, (name, replica) in enumerate(zip(names, self._replicas, strict=True)):
             thread = threading.Thread(
                 target=self._seat, args=(name, number > 0, replica, generation, shards, office), name=name, daemon=True
             )
@@ -81,6 +94,8 @@ class Node:
         """Stop serving."""
         self._generation = -1
         self._ended.set()
+        for pulse in self._pulses:
+            pulse.stop()
         if self._service is not None:
             self._service.shutdown()
             self._service = None
@@ -144,6 +159,9 @@ class Node:
     def _work(self, name: str, ahead: bool, replica: Replica, generation: int, shards: list[str], office: str) -> None:
         spec, width = self.spec, replica.layout.width
         ways: list[ShardWay] = []
+        for number, address in enumerate(shards):
+            if number != spec.shard and not answers(spec.security, address, "statistics"):
+                raise PeerLost(f"shard {number} at {address} does not answer")
         far = RemoteOffice(spec.security, office, name, ahead, generation, replica.statistics)
         try:
             for number, address in enumerate(shards):
@@ -151,6 +169,8 @@ class Node:
                     ways.append(NearShard(self._desk, generation))
                 else:
                     ways.append(FarShard(spec.security, address, generation, width, spec.bf16))
+            with self._lock:
+                self._lines += [far, *ways]
             route = ShardedRoute(ways, self._sizes(replica), width)
             far.carried = route.carried
             work(name, far, route, replica, Turn(spec.slow, self._turn))
@@ -160,9 +180,18 @@ class Node:
             far.fail(error)
             raise Stopped from error
         finally:
-            far.close()
-            for way in ways:
-                way.close()
+            ours: list[RemoteOffice | ShardWay] = [far, *ways]
+            for line in ours:
+                line.close()
+            with self._lock:
+                self._lines = [line for line in self._lines if line not in ours]
+
+    def _cut_off(self, _: str) -> None:
+        """The coordinator or a shard is silent: break off what the seats are doing, so that they try anew."""
+        with self._lock:
+            lines = list(self._lines)
+        for line in lines:
+            line.close()
 
     def _sizes(self, replica: Replica) -> list[int]:
         sizes = {name: p.numel() for name, p in replica.model.named_parameters()}

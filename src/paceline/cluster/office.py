@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from paceline.cluster.traffic import Traffic
 from paceline.errors import LossError, TrainingError
 from paceline.exchange import wire
 from paceline.exchange.desk import Superseded
+from paceline.exchange.pulse import SILENCE
 from paceline.exchange.security import Security
 from paceline.exchange.shards import Stream
 from paceline.runtimes.coordinator import Coordinator, Lease, Stopped
@@ -34,6 +36,7 @@ class Seat:
     def __init__(self, worker: str, ahead: bool, generation: int, context: Any) -> None:
         self.worker, self.ahead, self.generation, self.context = worker, ahead, generation, context
         self.day = 0  # the last one that is over for it
+        self.heard = time.monotonic()
 
 
 class Office(fl.FlightServerBase):  # type: ignore[misc]
@@ -90,9 +93,10 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             return self._changed.wait_for(lambda: len(self.seats) >= count, seconds)
 
     def send_away_the_dead(self) -> None:
-        """Take leave of workers whose connection has broken while they waited for a lease."""
+        """Take leave of workers whose connection has broken while they waited for a lease, and of silent ones."""
+        silent = time.monotonic() - SILENCE
         with self._changed:
-            gone = [seat for seat in self.seats.values() if seat.context.is_cancelled()]
+            gone = [seat for seat in self.seats.values() if seat.context.is_cancelled() or seat.heard < silent]
         for seat in gone:
             self._leave(seat)
 
@@ -100,6 +104,16 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         return self._coordinator is not None and any(self._coordinator.is_here(name) for name in self.seats)
 
     # --- the workers' side --------------------------------------------------------------------------------------
+
+    def do_action(self, context: Any, action: Any) -> Iterator[Any]:
+        """`alive`, with {"workers": [names]}: they still are."""
+        if action.type != "alive":
+            raise fl.FlightServerError(f"no action {action.type!r}; there is alive")
+        with self._changed:
+            for worker in json.loads(action.body.to_pybytes())["workers"]:
+                if worker in self.seats:
+                    self.seats[worker].heard = time.monotonic()
+        yield fl.Result(b"{}")
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         opened = json.loads(descriptor.command)

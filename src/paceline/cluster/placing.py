@@ -157,6 +157,13 @@ def kill(placed: Placed) -> None:
     ray.kill(placed.actor, no_restart=False)
 
 
+def watch_again(cluster: Cluster) -> None:
+    """Hold on to those processes again that have died and were started again."""
+    for name, placed in list(cluster.nodes.items()):
+        if finished([placed.hold], 0):
+            cluster.again(name)
+
+
 def insist(ask: Callable[[], Any], what: str) -> Any:
     """The answer of an actor whose process may just be starting again."""
     until = time.monotonic() + _PATIENCE

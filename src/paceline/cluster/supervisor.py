@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from paceline.clusterconfig import ClusterConfig
 from paceline.config import JobConfig
 from paceline.errors import ConfigError, RunDirError, TrainingError
 from paceline.exchange.security import Security
+from paceline.rundir import PROCESSES, replace_text
 from paceline.watcher import Silent, Watcher
 
 _GIVE_UP = 5  # generations in a row that were lost before anything was trained
@@ -52,7 +55,7 @@ def train_on_cluster(
     ]
     chief = (written, str(base), str(run_dir.absolute()), security)
     with placing.Cluster(config.cluster, specs, chief) as cluster:
-        return _Supervisor(config, specs, cluster, placing, watcher or Silent(), resume).run()
+        return _Supervisor(config, run_dir, specs, cluster, placing, watcher or Silent(), resume).run()
 
 
 def read_security(config: ClusterConfig, base: Path) -> Security:
@@ -93,9 +96,12 @@ class _Supervisor:
     """One job's watch. placing: the module that knows Ray."""
 
     def __init__(
-        self, config: JobConfig, specs: list[NodeSpec], cluster: Any, placing: Any, watcher: Watcher, resume: bool
-    ) -> None:
-        self._config, self._specs, self._cluster, self._ray = config, specs, cluster, placing
+        self, config: JobConfig, run_dir: Path, specs: list[NodeSpec], cluster: Any, placing: Any, watcher: Watcher,
+        resume: bool,
+    ) -> None:  # fmt: skip
+        self._config, self._run_dir = config, run_dir
+        self._specs, self._cluster, self._ray = specs, cluster, placing
+        self._office, self._shards = "", list[str]()
         self._watcher, self._resume = watcher, resume
         self._generation = int(time.time())  # above that of any earlier supervisor of the same processes
         self._lost_at: float | None = None
@@ -126,56 +132,65 @@ class _Supervisor:
 
     def _one_generation(self) -> tuple[str, Any]:
         insist, cluster = self._ray.insist, self._cluster
-        office = insist(lambda: cluster.chief.actor.start.remote(), "the coordinator")
-        shards = []
+        self._office, _ = insist(lambda: cluster.chief.actor.start.remote(), "the coordinator")
+        self._shards = []
         for spec in self._specs:
-            address = insist(lambda s=spec: cluster.nodes[s.name].actor.start.remote(), spec.name)
+            address, _ = insist(lambda s=spec: cluster.nodes[s.name].actor.start.remote(), spec.name)
             if spec.shard is not None:
-                shards.append(address)
-        for name, placed in list(cluster.nodes.items()):
-            if self._ray.finished([placed.hold], 0):
-                cluster.again(name)
+                self._shards.append(address)
+        self._ray.watch_again(cluster)
+        self._tell_processes()
         threads = max(1, min(4, (os.cpu_count() or 2)))
-        run = cluster.chief.actor.run.remote(
-            self._generation, shards, self._resume, threads, (self._losses, self._seconds, self._lost_at)
-        )
+        lost = (self._losses, self._seconds, self._lost_at)
+        run = cluster.chief.actor.run.remote(self._generation, self._shards, self._resume, threads, lost)
         for spec in self._specs:
-            cluster.nodes[spec.name].actor.begin.remote(self._generation, shards, office)
-        return self._watch(run, shards, office)
-
-    def _watch(self, run: Any, shards: list[str], office: str) -> tuple[str, Any]:
-        """Until the coordinator's run has ended, one way or another."""
-        cluster, returning = self._cluster, {spec.name: spec for spec in self._specs}
-        restarting: dict[str, Any] = {}
+            cluster.nodes[spec.name].actor.begin.remote(self._generation, self._shards, self._office)
+        returning: dict[str, Any] = {}
         while True:
             try:
-                waiting = {placed.hold: name for name, placed in cluster.nodes.items() if name not in restarting}
-                ready = self._ray.finished([run, *waiting], 0.1)
+                found = self._watch(run, returning)
+                if found is not None:
+                    return found
             except KeyboardInterrupt:
                 cluster.chief.actor.interrupt.remote()
-                continue
-            if run in ready:
-                try:
-                    found: tuple[str, Any] = self._ray.answer(run)
-                    return found
-                except self._ray.GONE:
-                    return "lost", "the coordinator died"
-            for reference in ready:
-                name = waiting[reference]
-                if self._lost_at is None and returning[name].shard is not None:
-                    self._lost_at = time.time()
-                restarting[name] = None
-                if returning[name].shard is not None:
-                    cluster.chief.actor.lose.remote(f"{name} died")
-                else:
-                    self._watcher.note(f"{name} died; it is started again")
-                    placed = cluster.again(name)
-                    placed.actor.start.remote()
-                    restarting[name] = placed.actor.begin.remote(self._generation, shards, office)
-            for name, reference in list(restarting.items()):
-                if reference is not None and self._ray.finished([reference], 0):
-                    del restarting[name]
-            self._relay()
+
+    def _watch(self, run: Any, returning: dict[str, Any]) -> tuple[str, Any] | None:
+        """What the coordinator's run has come to, if it has within a tenth of a second. returning: processes that were
+        lost in this generation, with the call that brings them back, if they can come back in it."""
+        cluster, specs = self._cluster, {spec.name: spec for spec in self._specs}
+        waiting = {placed.hold: name for name, placed in cluster.nodes.items() if name not in returning}
+        ready = self._ray.finished([run, *waiting], 0.1)
+        if run in ready:
+            try:
+                found: tuple[str, Any] = self._ray.answer(run)
+                return found
+            except self._ray.GONE:
+                return "lost", "the coordinator died"
+        for name in [waiting[reference] for reference in ready]:
+            returning[name] = None
+            if specs[name].shard is not None:
+                self._lost_at = self._lost_at or time.time()
+                cluster.chief.actor.lose.remote(f"{name} died")
+            else:
+                self._watcher.note(f"{name} died; it is started again, and others do its work meanwhile")
+                returning[name] = cluster.again(name).actor.start.remote()
+        for name, reference in list(returning.items()):
+            if reference is not None and self._ray.finished([reference], 0):
+                cluster.nodes[name].actor.begin.remote(self._generation, self._shards, self._office)
+                del returning[name]
+                self._tell_processes()
+        self._relay()
+        return None
+
+    def _tell_processes(self) -> None:
+        """Write RUN_DIR/processes.json: who runs where, for people."""
+        told = {}
+        for placed in (self._cluster.chief, *self._cluster.nodes.values()):
+            with contextlib.suppress(*self._ray.GONE):
+                address, pid = self._ray.answer(placed.actor.start.remote())
+                told[placed.name] = {"address": address, "pid": pid}
+        with contextlib.suppress(OSError):
+            replace_text(self._run_dir / PROCESSES, json.dumps(told, indent=1) + "\n")
 
     def _relay(self) -> None:
         """What the run says, to whoever watches."""

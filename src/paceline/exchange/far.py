@@ -22,6 +22,7 @@ from paceline.exchange.desk import Superseded
 from paceline.exchange.direct import Pulled
 from paceline.exchange.flight import ShardedRoute
 from paceline.exchange.orders import write_apply
+from paceline.exchange.pulse import Pulse
 from paceline.exchange.security import Security
 from paceline.exchange.shards import FarShard, PeerLost, Stream
 from paceline.pace import Apply
@@ -207,6 +208,12 @@ class FarShards:
         """The dense parameters, for evaluation, from any thread."""
         with _lost_as_such():
             self._route().read_dense(into)
+
+    def pulse(self, gone: Callable[[str], None]) -> Pulse:
+        """Begin to ask every shard whether it is there; `gone` is called with the address of a silent one."""
+        pulse = Pulse(self._security, self._addresses, "statistics", {}, gone)
+        pulse.start()
+        return pulse
 
     def close(self) -> None:
         """Break off all streams."""

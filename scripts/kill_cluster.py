@@ -1,0 +1,98 @@
+"""Kill -9 of a cluster's processes at random moments; the job has to finish by itself, with every sample accounted for.
+
+    python scripts/kill_cluster.py job.yaml [key=value ...] --times 20 [--seed S] [--nodes 3] [--helpers 1]
+
+In turn with each pace the job runs undisturbed, then with one kill after the other (a worker, a shard with the worker
+beside it, the coordinator), each after more was trained. Told: AUC against the undisturbed run, and the time to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PACES = ("sync", "gba", "async", "bounded_staleness", "backup_workers", "bulk_synchronous")
+
+
+def run(
+    command: list[str], folder: Path, kills: int, within: float, draw: random.Random
+) -> tuple[dict[str, Any], list[str], float]:
+    """(last metrics line, who was killed, seconds from the first process's start) of a run that is killed so often, at
+    moments of its first `within` seconds."""
+    process = subprocess.Popen([*command, "--run-dir", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    moments = sorted(draw.uniform(0, within) for _ in range(kills))
+    killed: list[str] = []
+    started = None
+    while process.poll() is None:
+        time.sleep(0.05)
+        told = folder / "processes.json"
+        if started is None and told.exists():
+            started = time.monotonic()
+        if started is None or not moments or time.monotonic() - started < moments[0]:
+            continue
+        processes = json.loads(told.read_text())
+        name = draw.choice(sorted(processes))
+        try:
+            os.kill(processes[name]["pid"], signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # it is just being started again
+        moments.pop(0)
+        killed.append(name)
+    output = process.communicate()[0].decode()
+    if process.returncode:
+        sys.exit(f"{folder}: exit code {process.returncode} after kills of {killed}\n{output}")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return lines[-1], killed, time.monotonic() - (started or time.monotonic())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--times", type=int, default=20, help="kills in all")
+    parser.add_argument("--each", type=int, default=3, help="kills in a run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--helpers", type=int, default=1)
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
+    cluster = [f"cluster.nodes={options.nodes}", f"cluster.workers={options.helpers}"]
+    left, worst = options.times, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        plain: dict[str, tuple[float, float]] = {}
+        turn = 0
+        while left > 0:
+            pace = PACES[turn % len(PACES)]
+            command = [sys.executable, "-m", "paceline", "train", options.job, *options.overrides, *cluster]
+            command.append(f"pace={pace}")
+            if pace not in plain:
+                end, _, seconds = run(command, Path(folder) / f"plain-{pace}", 0, 0, draw)
+                plain[pace] = end["auc"], seconds
+            before, seconds = plain[pace]
+            kills = min(options.each, left)
+            end, killed, _ = run(command, Path(folder) / f"killed-{turn}", kills, seconds, draw)
+            assert end["samples_read"] == end["samples_applied"] + end["samples_dropped"], end
+            worst = max(worst, abs(end["auc"] - before))
+            per = end["recovery_s"] / end["recoveries"] if end["recoveries"] else 0.0
+            account = f"{end['samples_read']:,} = {end['samples_applied']:,} + {end['samples_dropped']:,}"
+            print(
+                f"{pace}: killed {', '.join(killed) or 'nobody'}; {account}; AUC {end['auc']:.5f}"
+                f" ({end['auc'] - before:+.5f}); {end['recoveries']} recoveries, {per:.1f} s each",
+                flush=True,
+            )
+            left -= max(len(killed), 1)
+            turn += 1
+    print(f"largest difference of AUC: {worst:.5f}")
+
+
+if __name__ == "__main__":
+    main()
