@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paceline.batch import Ints
 from paceline.exchange.cost import Exchange, Load, Plan, Roles, RowPart, Sent, Shape, choose, sent
 from paceline.exchange.direct import DirectRoute
 from paceline.exchange.group import Group
@@ -22,7 +23,6 @@ from paceline.exchange.substitution import Substitution
 from paceline.models.base import Model
 from paceline.models.readers import readers_of
 from paceline.params.dense import flatten, slices
-from paceline.params.table import Ints
 from paceline.runtimes.asking import Asked, Asker, Computed
 from paceline.runtimes.compute import Layout, Replica
 from paceline.runtimes.coordinator import Lease

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paceline.batch import Floats, Ints
 from paceline.exchange.cost import HEADER, Load
 from paceline.exchange.direct import DirectRoute, Pulled
 from paceline.exchange.positions import Bytes8, Cells, decode, pooled, spread
 from paceline.exchange.substitution import Substitution
 from paceline.params.shard import Gradient
-from paceline.params.table import Floats, Ints
 from paceline.runtimes.compute import Layout
 
 
