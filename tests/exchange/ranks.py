@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
-import traceback
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -182,7 +181,6 @@ def _play(pipe) -> None:
                 group = connect(*where, rank, size, timeout=20, address="127.0.0.1")
                 answer = function(group, *args)
         except Exception as error:
-            traceback.print_exc()
             answer = error
         finally:
             if group is not None:

@@ -85,7 +85,7 @@ class Asker:
         are added in the order of the shards."""
         width, samples = self._moved.width, asked.batch.samples
         weights = np.empty((asked.distinct.shape[0], width), np.float32)
-        weights[asked.split.order] = torch.cat([rows[rank] for rank in self._shards]).numpy().reshape(-1, width)
+        weights[asked.split.order] = torch.cat([rows[rank] for rank in self._shards]).numpy().reshape(weights.shape)
         pulled = Pulled(asked.split.order, weights, asked.inverse, _NO_COUNTS)
         given = rows_of(self._moved, asked.batch, pulled)
         leaves = [tensor.requires_grad_() for tensor in given.values()]

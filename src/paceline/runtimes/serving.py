@@ -81,7 +81,7 @@ class Server:
 
         Returns the squared norm, [1], of what was computed here, and the gradient of the parameters in partials.
         """
-        job.gradients[:, self._columns] = rows.numpy().reshape(-1, self._columns.shape[0])
+        job.gradients[:, self._columns] = rows.numpy().reshape(job.gradients.shape[0], self._columns.shape[0])
         if not job.leaves:
             return torch.zeros(1), torch.zeros(0)
         parameters = [s.parameter for s in self._substitution.slices]
