@@ -22,7 +22,7 @@ def test_the_factorisation_machine_by_hand():
         vectors[0, 0, field], weights[0, 0, field, 0] = x * torch.tensor(v), x * w
     x, v, w = rows[1][0]
     vectors[1, 0, 1], weights[1, 0, 1, 0] = x * torch.tensor(v), x * w
-    a = [float(linear.partial(weights[shard])) for shard in range(2)]
+    a = [linear.partial(weights[shard]).item() for shard in range(2)]
     sums = [factor.partial(vectors[shard])[0].tolist() for shard in range(2)]
     assert a == pytest.approx([-0.2, 0.4])
     assert sums[0] == pytest.approx([1.5, 2.5, -5.5 / 2])
@@ -31,7 +31,7 @@ def test_the_factorisation_machine_by_hand():
     merged = torch.tensor([[-0.5, 3.5, -2.95 - 2.1]], dtype=torch.float64)
     zero = torch.zeros(1, dtype=torch.float64)
     logit = linear(Totals(lambda _: zero)) + factor(Totals(lambda _: merged))
-    assert float(logit) == pytest.approx(1.2)
+    assert logit.item() == pytest.approx(1.2)
     whole = vectors.sum(0).requires_grad_()
     (gradient,) = torch.autograd.grad(factor.finish(factor.partial(whole)).sum(), whole)
     by_value = gradient[0] * torch.tensor([[1.0], [2.0], [1.0]])

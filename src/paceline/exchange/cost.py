@@ -141,7 +141,6 @@ def sent(shape: Shape, modes: Modes, loads: Mapping[int, Load], rank: int) -> Se
     others = {w: load for w, load in loads.items() if w != rank}
     me, elsewhere = loads.get(rank, Load(0, 0, 0)), shards - held
     samples = held * sum(load.samples for load in others.values()) + me.samples * elsewhere
-    once = (held * sum(load.samples for load in others.values()) + me.samples * elsewhere) / shards
     distinct = (held * sum(load.distinct for load in others.values()) + me.distinct * elsewhere) / shards
     moved = sum(part.width for part in shape.parts if modes[part.name] == "rows")
     sums, cells = numbers(shape, modes), 0
@@ -157,7 +156,7 @@ def sent(shape: Shape, modes: Modes, loads: Mapping[int, Load], rank: int) -> Se
     pushed = (sum(shape.dense) - own) if rank in loads else 0
     values = {
         "rows": e * moved * distinct,
-        "sums": e * ((sums - cells) * samples + cells * once),
+        "sums": e * ((sums - cells) * samples + cells * samples / shards),
         "dense": e * keep * (own * len(receivers) + pushed),
         "pieces": e * needed * len(others) * (held and projects),
         "norms": 4 * len(others) * (held and substituted),
@@ -172,8 +171,8 @@ def position_bytes(shape: Shape, load: Load) -> float:
     """An estimate of what tells one shard where its ids stand in a batch, if every field has equally many ids."""
     shards, fields = len(shape.roles.shards), max(shape.fields, 1)
     index = math.ceil(math.log2(max(load.distinct / shards / fields, 1)))
-    longest = max(load.positions / max(load.samples, 1) - shape.singles, 0) / max(shape.bags, 1) / shards
-    counts = shape.singles * (shards > 1) + shape.bags * math.ceil(math.log2(2 + 2 * longest))
+    length = max(load.positions / max(load.samples, 1) - shape.singles, 0) / max(shape.bags, 1)
+    counts = shape.singles * (shards > 1) + shape.bags * math.ceil(math.log2(2 + 2 * length / shards))
     return (load.positions / shards * index + load.samples * counts) / 8 + 11 * shape.fields
 
 
