@@ -1,19 +1,31 @@
 """Sparse operators: one definition, two places to run.
 
 An operator is a pair: `partial(rows on this shard) -> additive tensor` and `finish(sum of partials) -> output`. When
-rows are pulled to the worker, it runs both; under substitution (DES, our note des.md) each shard runs `partial` on its
-own rows and only the partial sums travel. `partial` is therefore additive over shards: where a shard holds no row of a
-(sample, field), its input is zero and must add nothing.
+rows are pulled to the worker, it runs both; under substitution (DES, Rong et al., arXiv 1909.04823) each shard runs
+`partial` on its own rows and only the partial sums travel. `partial` is therefore additive over shards: where a shard
+holds no row of a (sample, field), its input is zero and must add nothing.
 
-Shapes: a part of the rows comes as [B, F, width]: B samples, F fields, bags pooled already.
+Shapes: a part of the rows comes as [B, F, width]: B samples, F fields, bags pooled already. Under substitution a model
+is given `Totals` in its place, out of which every operator takes the sum that is its own.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import final
 
 import torch
 from torch import Tensor, nn
+
+
+@final
+class Totals:
+    """What stands for rows[part] under substitution: for each operator that reads the part, the sum over all shards of
+    its partials. It is no tensor: a model that reads the part in other ways than by operators needs the rows."""
+
+    def __init__(self, take: Callable[[SparseOperator], Tensor]) -> None:
+        self.take = take
 
 
 class SparseOperator(nn.Module, ABC):
@@ -21,15 +33,25 @@ class SparseOperator(nn.Module, ABC):
 
     @abstractmethod
     def partial(self, rows: Tensor) -> Tensor:
-        """What one shard contributes; zero rows contribute nothing."""
+        """What one shard contributes; zero rows contribute nothing.
+
+        A number that the output only has added to it (a linear term's sum) should be the last of a sample's: those of
+        several operators travel as one where the model just adds them up.
+        """
 
     @abstractmethod
     def finish(self, total: Tensor) -> Tensor:
         """The output, out of the sum of all shards' partials."""
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Both steps in one place."""
+    def whole(self, rows: Tensor) -> Tensor:
+        """Both steps in one place; an operator may have a shorter way to the same numbers, up to rounding."""
         return self.finish(self.partial(rows))
+
+    def forward(self, rows: Tensor | Totals) -> Tensor:
+        """The output, from the rows of all shards or from the sum of their partials."""
+        if isinstance(rows, Totals):
+            return self.finish(rows.take(self))
+        return self.whole(rows)
 
 
 class LinearTerm(SparseOperator):
@@ -49,15 +71,21 @@ class LinearTerm(SparseOperator):
 class FactorTerm(SparseOperator):
     """Second-order term of a factorisation machine (Rendle, ICDM 2010, eq. 1 in its linear-time form).
 
-    rows [B, F, dim] -> partial [B, 2 dim] (sum and sum of squares) -> [B]:
-    1/2 * sum_j ((sum_f v_fj)^2 - sum_f v_fj^2)
+    rows [B, F, dim] -> [B]: 1/2 * sum_j ((sum_f v_fj)^2 - sum_f v_fj^2)
+
+    partial [B, dim + 1]: S = sum_f v_f, and -q/2 with q = sum_f <v_f, v_f>; finish: <S, S>/2 - q/2. A field's rows must
+    be whole for it, on one shard: a bag's are pooled before q squares them.
     """
 
     def partial(self, rows: Tensor) -> Tensor:
-        return torch.cat([rows.sum(dim=1), rows.square().sum(dim=1)], dim=1)
+        return torch.cat([rows.sum(dim=1), -0.5 * rows.square().sum(dim=(1, 2)).unsqueeze(1)], dim=1)
 
     def finish(self, total: Tensor) -> Tensor:
-        sums, squares = total.chunk(2, dim=1)
+        return 0.5 * total[:, :-1].square().sum(dim=1) + total[:, -1]
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Subtracts within each dimension, where fewer digits cancel."""
+        sums, squares = torch.cat([rows.sum(dim=1), rows.square().sum(dim=1)], dim=1).chunk(2, dim=1)
         return 0.5 * (sums.square() - squares).sum(dim=1)
 
 
@@ -91,6 +119,6 @@ class FirstProjection(SparseOperator):
     def finish(self, total: Tensor) -> Tensor:
         return total + self.bias
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def whole(self, rows: Tensor) -> Tensor:
         """In one place the bias rides along with the product."""
         return nn.functional.linear(rows.flatten(1), self.weight, self.bias)

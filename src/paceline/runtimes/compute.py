@@ -100,14 +100,21 @@ class Replica:
         rows = rows_of(self.layout, batch, pulled)
         for tensor in rows.values():
             tensor.requires_grad_()
+        loss, dense, grads = self.differentiate(batch, rows, list(rows.values()))
+        sums = row_sums(self.layout, batch, pulled, [g.contiguous().numpy() for g in grads])
+        return loss, Gradient(dense, pulled.numbers, sums, pulled.counts)
+
+    def differentiate(
+        self, batch: Batch, rows: dict[str, Tensor], leaves: list[Tensor]
+    ) -> tuple[float, Tensor, list[Tensor]]:
+        """(mean log loss, its gradient by the dense parameters [parameters], and by each of the leaves of `rows`)."""
         logits = self.logits(batch, rows)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(batch.labels))
-        inputs = [*self._parameters, *rows.values()]
+        inputs = [*self._parameters, *leaves]
         grads = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
         count = len(self._parameters)
         dense = torch.cat([g.reshape(-1) for g in grads[:count]]) if count else torch.zeros(0)
-        sums = row_sums(self.layout, batch, pulled, [g.contiguous().numpy() for g in grads[count:]])
-        return float(loss.detach()), Gradient(dense, pulled.numbers, sums, pulled.counts)
+        return float(loss.detach()), dense, list(grads[count:])
 
     @torch.no_grad()
     def predict(self, batch: Batch, pulled: Pulled) -> Floats:

@@ -68,9 +68,14 @@ def compute(replica: Replica, lease: Lease, pulled: Pulled) -> tuple[float, Grad
 def checked(lease: Lease, loss: float, gradient: Gradient) -> tuple[float, Gradient, float]:
     """The same with the gradient's norm. Raises LossError if one is not finite."""
     norm = gradient.norm()
+    check_finite(lease, loss, norm)
+    return loss, gradient, norm
+
+
+def check_finite(lease: Lease, loss: float, norm: float) -> None:
+    """Raises LossError if the loss or the gradient's norm is not finite."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise LossError(_not_finite(lease.batch, loss, lease), lease.batch.span.start.file)
-    return loss, gradient, norm
 
 
 def _not_finite(batch: Batch, loss: float, lease: Lease) -> str:

@@ -1,0 +1,121 @@
+"""A group of processes that all take part in every exchange, and what it has sent.
+
+Every collective here is an all-to-all: partial sums are sent to who needs them and added there in the order of the
+ranks, so that a result does not depend on who was first; these are the bytes of a reduce-scatter around a ring.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, TCPStore  # torch.distributed has them, but hides them from mypy
+
+from paceline.errors import TrainingError
+
+Pieces = Mapping[str, Mapping[int, Tensor]]
+Bytes8 = npt.NDArray[np.uint8]
+
+
+def open_store(host: str = "127.0.0.1", port: int = 0) -> TCPStore:
+    """Where the ranks of groups find each other: keep it until they have; `port` 0 takes a free one (`store.port`).
+
+    It is best held by a process that outlives the ranks. One store serves several groups, by different names.
+    """
+    return TCPStore(host, port, is_master=True, wait_for_workers=False)
+
+
+def connect(
+    host: str, port: int, name: str, rank: int, size: int, timeout: float = 60.0, address: str | None = None
+) -> Group:
+    """Join the group called `name` (a new name for each group of the store at host:port) as `rank` of `size`.
+
+    Returns when all have joined. timeout: seconds for that and for every exchange; address: this process's own, which
+    the others can reach (default: as gloo finds it, see GLOO_SOCKET_IFNAME). Raises TrainingError.
+    """
+    limit = timedelta(seconds=timeout)
+    try:
+        store = PrefixStore(name, TCPStore(host, port, timeout=limit, wait_for_workers=False))
+        gloo: Any = dist.ProcessGroupGloo
+        options = gloo._Options()
+        options._devices = [gloo.create_default_device() if address is None else gloo.create_device(hostname=address)]
+        options._timeout = limit
+        return Group(gloo(store, rank, size, options), rank, size)
+    except RuntimeError as error:
+        raise TrainingError(f"exchange: rank {rank} of {size} could not join the group {name}: {error}") from error
+
+
+@final
+class Group:
+    """Rank `rank` of `size` processes. `ids`, `values`: bytes sent to other ranks so far, by kind.
+
+    Not thread-safe. After an error the group is of no use: close it and connect another.
+    """
+
+    def __init__(self, process_group: Any, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self.ids: Counter[str] = Counter()
+        self.values: Counter[str] = Counter()
+        self._group = process_group
+
+    def messages(self, kinds: Mapping[str, Mapping[int, Bytes8]]) -> dict[int, Bytes8]:
+        """Bytes to ranks, whose lengths these do not know. kinds[kind][rank]: a rank's are joined in the order of the
+        kinds and counted as `ids`. Returns what came from whom, without those that sent nothing."""
+        joined = [
+            np.concatenate([np.zeros(0, np.uint8), *(to[rank] for to in kinds.values() if rank in to)])
+            for rank in range(self.size)
+        ]
+        lengths = torch.tensor([message.shape[0] for message in joined])
+        coming = self._exchange(lengths, [1] * self.size, [1] * self.size)
+        self.ids["lengths"] += 8 * (self.size - 1)
+        for kind, to in kinds.items():
+            self.ids[kind] += sum(message.shape[0] for rank, message in to.items() if rank != self.rank)
+        sizes = [int(n) for n in coming]
+        data = self._exchange(torch.from_numpy(np.concatenate(joined)), lengths.tolist(), sizes)
+        parts = torch.split(data, sizes)
+        return {rank: part.numpy() for rank, part in enumerate(parts) if part.numel()}
+
+    def swap(self, pieces: Pieces, expected: Mapping[str, Mapping[int, int]]) -> dict[str, dict[int, Tensor]]:
+        """pieces[kind][rank]: float32 to that rank; expected[kind][rank]: how many numbers come from it. Every rank
+        names the same kinds. Returns what came, flat, counted by kind as `values`; to and from oneself, too."""
+        kinds = sorted(pieces)
+        nothing = torch.zeros(0)
+        sending = [pieces[kind].get(rank, nothing).reshape(-1) for rank in range(self.size) for kind in kinds]
+        for kind in kinds:
+            self.values[kind] += sum(4 * t.numel() for rank, t in pieces[kind].items() if rank != self.rank)
+        out = [sum(t.numel() for t in sending[i : i + len(kinds)]) for i in range(0, len(sending), len(kinds))]
+        coming = [[expected[kind].get(rank, 0) for kind in kinds] for rank in range(self.size)]
+        data = self._exchange(torch.cat(sending), out, [sum(sizes) for sizes in coming])
+        parts = iter(torch.split(data, [size for sizes in coming for size in sizes]))
+        found: dict[str, dict[int, Tensor]] = {kind: {} for kind in kinds}
+        for rank in range(self.size):
+            for kind in kinds:
+                part = next(parts)
+                if rank in expected[kind]:
+                    found[kind][rank] = part
+        return found
+
+    def close(self) -> None:
+        """Leave: what the others wait for from this rank fails at once."""
+        self._group = None
+
+    def _exchange(self, data: Tensor, sizes: list[int], coming: list[int]) -> Tensor:
+        if self.size == 1:
+            return data.clone()
+        if self._group is None:
+            raise TrainingError(f"exchange: rank {self.rank} of {self.size} has left its group")
+        out = data.new_empty(sum(coming))
+        try:
+            self._group.alltoall_base(out, data, coming, sizes, dist.AllToAllOptions()).wait()
+        except RuntimeError as error:
+            raise TrainingError(
+                f"exchange: rank {self.rank} of {self.size} lost another rank, or waited too long for it: {error}"
+            ) from error
+        return out

@@ -1,0 +1,180 @@
+"""Ranks that exchange rows or partial sums train as one route with all rows does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ranks import Case, Ranks, train_alone, train_together
+
+from paceline.errors import LossError, TrainingError
+from paceline.exchange.cost import Roles
+
+SMALL = {
+    "lr": {},
+    "fm": {"dim": 4},
+    "wide_deep": {"dim": 4, "hidden": [8, 4]},
+    "deepfm": {"dim": 4, "hidden": [8, 4]},
+    "dcn_v2": {"dim": 4, "hidden": [8], "cross_layers": 2, "rank": 4},
+    "dlrm": {"dim": 4, "hidden": [8], "bottom": [8]},
+}
+PARTIALS = {"linear": "partials", "embedding": "partials"}
+MIXED = {"linear": "partials", "embedding": "rows"}
+FIELDS = {"linear": "rows", "embedding": "fields"}
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    made = Ranks(4)
+    yield made
+    made.close()
+
+
+def joined(found: list[dict]) -> dict:
+    """One state out of all shards', which share no row."""
+    for answer in found:
+        if isinstance(answer, BaseException):
+            raise answer
+    rows, shards = {}, found[0]["plan"].shape.roles.shards
+    for answer in found:
+        assert not rows.keys() & answer["rows"].keys()
+        rows |= answer["rows"]
+    losses = {n: loss for answer in found for n, loss in answer["losses"].items()}
+    return {
+        "rows": rows,
+        "dense": np.concatenate([found[rank]["dense"] for rank in shards]),
+        "slots": np.concatenate([np.zeros(0), *(slot.reshape(-1) for rank in shards for slot in found[rank]["slots"])]),
+        "losses": np.array([losses[n] for n in sorted(losses)]),
+        "counted": [counted for answer in found for counted in answer["counted"]],
+    }
+
+
+def same(found: dict, alone: dict) -> None:
+    """Bitwise: rows, their slots and clocks, dense parameters and theirs, losses and norms."""
+    assert found["rows"].keys() == alone["rows"].keys()
+    for key, (values, clock) in alone["rows"].items():
+        np.testing.assert_array_equal(found["rows"][key][0], values)
+        np.testing.assert_array_equal(found["rows"][key][1], clock)
+    np.testing.assert_array_equal(found["dense"], alone["dense"])
+    np.testing.assert_array_equal(found["slots"], np.concatenate([np.zeros(0), *map(np.ravel, alone["slots"])]))
+    np.testing.assert_array_equal(found["losses"], alone["losses"])
+
+
+def close(found: dict, alone: dict, tolerance: float = 1e-5) -> None:
+    """Relative to the largest of a kind: each column of the rows (a weight or slot), dense parameters, their slots."""
+    assert found["rows"].keys() == alone["rows"].keys()
+    keys = list(alone["rows"])
+    a, b = (np.array([state["rows"][key][0] for key in keys]) for state in (found, alone))
+    assert (np.abs(a - b).max(0) <= tolerance * np.abs(b).max(0)).all()
+    assert all(found["rows"][key][1].tolist() == alone["rows"][key][1].tolist() for key in keys)
+    assert np.abs(found["dense"] - alone["dense"]).max(initial=0) <= tolerance * np.abs(alone["dense"]).max(initial=0)
+    np.testing.assert_allclose(found["losses"], alone["losses"], rtol=tolerance)
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_moved_rows_train_bitwise_as_one_process(ranks, model):
+    case = Case(model, SMALL[model], "rows")
+    alone = ranks.alone(train_alone, case)
+    for size in (1, 2, 3, 4):
+        same(joined(ranks.together(size, train_together, case)), alone)
+
+
+@pytest.mark.parametrize("model", SMALL)
+def test_partial_sums_train_as_one_process_up_to_the_order_of_sums(ranks, model):
+    updates = 100 if model in ("fm", "deepfm") else 25
+    case = Case(model, SMALL[model], "substitute", updates=updates, sizes=(16, 16, 7), last=(16, 5))
+    alone = ranks.alone(train_alone, case)
+    found = joined(ranks.together(3, train_together, case))
+    close(found, alone)
+    assert all(sent.values == predicted.values for sent, predicted in found["counted"])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("deepfm", SMALL["deepfm"], modes=PARTIALS),
+        Case("wide_deep", SMALL["wide_deep"], modes=PARTIALS, singles=0),
+        Case("fm", SMALL["fm"], modes=PARTIALS, bags=(), optimizer="adam"),
+        Case("fm", SMALL["fm"], modes=PARTIALS, singles=0, dense=0),
+        Case("deepfm", SMALL["deepfm"], modes=MIXED, reverse=True),
+        Case(
+            "deepfm",
+            SMALL["deepfm"],
+            modes={"linear": "rows", "embedding": "fields"},
+            normalise="local_batch",
+            optimizer="sgd",
+        ),
+        Case("deepfm", SMALL["deepfm"], modes=PARTIALS, roles=Roles((0, 2), (1, 2, 3))),
+        Case("deepfm", SMALL["deepfm"], modes=PARTIALS, roles=Roles((3,), (0, 1, 2)), bags=()),
+        Case("fm", SMALL["fm"], "substitute", roles=Roles((0, 1, 2, 3), (1,))),
+    ],
+    ids=lambda case: "",
+)
+def test_every_mixture_of_modes_and_roles_trains_as_one_process(ranks, case):
+    alone = ranks.alone(train_alone, case)
+    for size in (2, 4) if case.roles is None else (4,):
+        found = joined(ranks.together(size, train_together, case))
+        close(found, alone)
+        for sent, predicted in found["counted"]:
+            assert {**sent.values, "rows": 0} == {**predicted.values, "rows": 0}
+
+
+@pytest.mark.parametrize("roles", [Roles((0, 2), (1, 2, 3)), Roles((0, 1), (2, 3)), Roles((1, 0), (0,))])
+def test_moved_rows_are_bitwise_the_same_whoever_holds_them(ranks, roles):
+    case = Case("deepfm", SMALL["deepfm"], "rows", roles=roles, reverse=True, updates=6, optimizer="adam")
+    same(joined(ranks.together(max(roles.ranks) + 1, train_together, case)), ranks.alone(train_alone, case))
+
+
+def test_the_tail_in_bf16_is_bitwise_the_same_and_close_under_substitution(ranks):
+    case = Case("dcn_v2", SMALL["dcn_v2"], "rows", precision="bf16")
+    alone = ranks.alone(train_alone, case)
+    same(joined(ranks.together(2, train_together, case)), alone)
+    found = joined(ranks.together(2, train_together, Case(**{**vars(case), "exchange": "substitute"})))
+    np.testing.assert_allclose(found["losses"][:, 0], np.array(alone["losses"])[:, 0], rtol=1e-2)
+
+
+def test_running_statistics_are_those_of_the_worker(ranks):
+    """One worker, so that it sees all batches as the one process does."""
+    options = {"normalise": "local_moving", "updates": 10, "roles": Roles((1, 2), (0,))}
+    moved = Case("deepfm", SMALL["deepfm"], "rows", **options)
+    same(joined(found := ranks.together(3, train_together, moved)), ranks.alone(train_alone, moved))
+    summed = ranks.together(3, train_together, Case("deepfm", SMALL["deepfm"], "substitute", **options))
+    assert found[0]["statistics"].shape[0] > 0
+    assert found[1]["statistics"] is None
+    np.testing.assert_allclose(summed[0]["statistics"], found[0]["statistics"], rtol=1e-4, atol=1e-6)
+
+
+def test_measured_bytes_of_moved_rows_are_those_predicted(ranks):
+    """Of the mean number of distinct ids, over the run."""
+    case = Case("fm", {"dim": 8}, "rows", sizes=(64, 64, 64), last=(64, 64, 64), singles=8)
+    found = joined(ranks.together(3, train_together, case))
+    sent, predicted = (sum(pair[i].values["rows"] for pair in found["counted"]) for i in (0, 1))
+    assert sent == pytest.approx(predicted, rel=0.05)
+    ids, expected = (sum(pair[i].ids["ids"] for pair in found["counted"]) for i in (0, 1))
+    assert ids == pytest.approx(expected, rel=0.05)
+
+
+def test_a_plan_chosen_by_cost_is_never_dearer_than_either(ranks):
+    for model in ("fm", "deepfm"):
+        case = Case(model, SMALL[model], "auto", updates=2)
+        for size in (2, 4):
+            plan = ranks.together(size, train_together, case)[0]["plan"]
+            chosen, rows, substitute = (plan.predicted[name].value_bytes for name in ("chosen", "rows", "substitute"))
+            assert chosen <= min(rows, substitute)
+
+
+def test_a_loss_that_is_not_finite_is_the_same_error_and_stops_everybody(ranks):
+    for exchange in ("rows", "substitute"):
+        case = Case("deepfm", SMALL["deepfm"], exchange, huge=5)
+        found = ranks.together(3, train_together, case)
+        assert isinstance(found[1], LossError)
+        assert "at gradient 5: day 0" in str(found[1])
+        assert all("lost another rank" in str(error) for error in found[::2])
+
+
+def test_a_rank_that_dies_is_an_error_for_all_others_and_a_new_group_goes_on(ranks):
+    """The last test here: one process of the four is gone. The others meet in a group of their own."""
+    case = Case("fm", SMALL["fm"], "substitute")
+    found = ranks.together(4, train_together, case, (3, 5))
+    assert found[3] is None
+    assert all(isinstance(error, TrainingError) and "lost another rank" in str(error) for error in found[:3])
+    close(joined(ranks.together(3, train_together, case)), ranks.alone(train_alone, case))
