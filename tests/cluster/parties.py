@@ -18,6 +18,7 @@ from paceline.cluster.traffic import Traffic
 from paceline.data.moments import no_moments
 from paceline.data.stream import Plan, day_batches
 from paceline.exchange.far import FarShards
+from paceline.exchange.group import open_store
 from paceline.exchange.security import Security
 from paceline.params.dense import slices
 from paceline.runtimes.coordinator import Coordinator
@@ -28,7 +29,8 @@ from paceline.runtimes.statistics import Statistics
 class Party:
     """Nodes, an office and the coordinator's store, generation by generation."""
 
-    def __init__(self, config, nodes=2, servers=0, workers=0, security=None, **options):
+    def __init__(self, config, nodes=2, servers=0, workers=0, security=None, steps=False, **options):
+        self.steps = steps
         self.config, self.security = config, security or Security()
         self.shards = nodes + servers
         values = config.to_yaml()
@@ -52,9 +54,11 @@ class Party:
         self.store = FarShards(self.security, self.addresses, self.generation, self.sizes, width)
         self.store.connect(None)
         self.traffic = Traffic(self.sizes, width, self.nodes_with_both, self.workers, 4)
-        self.office.begin(self.generation)
+        self.office.begin(self.generation, self.shards if self.steps else 0)
+        self.meeting = open_store() if self.steps else None
+        meeting = ("127.0.0.1", self.meeting.port) if self.steps else None
         for node in self.nodes:
-            node.begin(self.generation, self.addresses, f"127.0.0.1:{self.office.port}")
+            node.begin(self.generation, self.addresses, f"127.0.0.1:{self.office.port}", meeting)
         assert self.office.wait_for_workers(self.workers, 30)
         return self.store
 

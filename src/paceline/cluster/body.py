@@ -74,7 +74,7 @@ class ClusterBody:
         pulse = self._store.pulse(lambda a: coordinator.fail(ClusterLost(f"the shard at {a} is silent")))
         try:
             while not coordinator.finished(0.1):
-                self._office.send_away_the_dead()
+                self._office.tend()
                 watch()
         except BaseException as error:
             coordinator.fail(error)

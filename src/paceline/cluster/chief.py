@@ -19,6 +19,7 @@ from paceline.cluster.traffic import Traffic
 from paceline.config import JobConfig
 from paceline.errors import ClusterLost
 from paceline.exchange.far import FarShards
+from paceline.exchange.group import open_store
 from paceline.exchange.security import Security
 from paceline.params.dense import slices
 from paceline.training import train
@@ -74,12 +75,21 @@ class Chief:
         self._base, self._run_dir, self._security, self._host = Path(base), Path(run_dir), security, host
         self._office: Office | None = None
         self._messages = Messages()
+        self._store: Any = None
 
     def start(self) -> tuple[str, int]:
         """Open the office; its address, and the process's number."""
         if self._office is None:
             self._office = Office(self._security, self._host)
         return f"{self._host}:{self._office.port}", os.getpid()
+
+    def meeting(self) -> tuple[str, int] | None:
+        """Host and port of the store where processes form groups for steps, if the job's exchange has any."""
+        if self._config.cluster is None or self._config.cluster.exchange == "push_pull":
+            return None
+        if self._store is None:
+            self._store = open_store(self._host)
+        return self._host, self._store.port
 
     def run(
         self, generation: int, shards: list[str], resume: bool, threads: int, recovered: tuple[int, float, float | None]
@@ -91,6 +101,7 @@ class Chief:
         assert self._config.cluster is not None
         office, messages, cluster = self._office, self._messages, self._config.cluster
         messages.lost = None
+        steps = cluster.exchange != "push_pull"
         model = make_replica(self._config).model
         width = sum(part.width for part in model.parts())
         counts = {name: q.numel() for name, q in model.named_parameters()}
@@ -107,8 +118,11 @@ class Chief:
         def body(job: Job) -> ClusterBody:
             return ClusterBody(office, store, job.statistics, traffic, cluster.trainers, started)
 
+        def ready() -> None:
+            office.begin(generation, len(shards) if steps else 0)
+
         def keeper(folder: Path, job: Job) -> ClusterKeeper:
-            return ClusterKeeper(folder, job.config.checkpoint.keep, store, lambda: office.begin(generation))
+            return ClusterKeeper(folder, job.config.checkpoint.keep, store, ready)
 
         try:
             config, base = self._config, self._base

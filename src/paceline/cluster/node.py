@@ -11,8 +11,9 @@ from typing import Any
 
 from paceline import checkpoint
 from paceline.assembly import make_replica, make_shard
-from paceline.cluster.office import RemoteOffice
+from paceline.cluster.remote import RemoteOffice, RemoteRank
 from paceline.cluster.spec import NodeSpec
+from paceline.cluster.stepping import Meeting, Stepper
 from paceline.errors import ClusterLost, PacelineError
 from paceline.exchange.desk import Desk, Superseded
 from paceline.exchange.direct import DirectRoute
@@ -44,7 +45,7 @@ class Node:
         self._ended = threading.Event()
         self._copy: checkpoint.Copy | None = None
         self._pulses: list[Pulse] = []
-        self._lines: list[RemoteOffice | ShardWay] = []  # of the seats
+        self._lines: list[RemoteOffice | RemoteRank | ShardWay] = []  # of the seats
         self._lock = threading.Lock()
 
     def start(self) -> tuple[str | None, int]:
@@ -63,11 +64,19 @@ class Node:
             self._service = ShardService(self._desk, self.spec.security, actions, self._host)
         return f"{self._host}:{self._service.port}", os.getpid()
 
-    def begin(self, generation: int, shards: list[str], office: str) -> None:
-        """Start the worker of a generation in threads of its own; those of the one before end by themselves."""
+    def begin(self, generation: int, shards: list[str], office: str, meeting: tuple[str, int] | None = None) -> None:
+        """Start the worker of a generation in threads of its own; those of the one before end by themselves. meeting:
+        host and port of the store where groups form, if there are steps that all take part in."""
         self._generation = generation
         for pulse in self._pulses:
             pulse.stop()
+        while len(self._replicas) <= (0 if self.spec.worker is None else self.spec.ahead):
+            self._replicas.append(make_replica(self._config))
+        if meeting is not None:
+            thread = threading.Thread(
+                target=self._rank, args=(generation, office, meeting), name=f"rank {self.spec.name}", daemon=True
+            )
+            thread.start()
         if self.spec.worker is None:
             return
         names = [f"worker-{self.spec.worker}" + ("" if i == 0 else f"+{i}") for i in range(self.spec.ahead + 1)]
@@ -78,8 +87,6 @@ class Node:
         ]
         for pulse in self._pulses:
             pulse.start()
-        while len(self._replicas) <= self.spec.ahead:
-            self._replicas.append(make_replica(self._config))
         for number, (name, replica) in enumerate(zip(names, self._replicas, strict=True)):
             thread = threading.Thread(
                 target=self._seat, args=(name, number > 0, replica, generation, shards, office), name=name, daemon=True
@@ -185,6 +192,34 @@ class Node:
                 line.close()
             with self._lock:
                 self._lines = [line for line in self._lines if line not in ours]
+
+    def _rank(self, generation: int, office: str, meeting: tuple[str, int]) -> None:
+        """The process's life in steps of one generation."""
+        settle_thread()
+        spec, replica = self.spec, self._replicas[0]
+        worker = None if spec.worker is None else f"worker-{spec.worker}"
+        dense, exchange = self._config.log_schema().dense_width, spec.exchange
+        where = Meeting(*meeting, self._host, f"generation-{generation}")
+        replica.turn = Turn(spec.slow)
+        while generation == self._generation and not self._ended.is_set():
+            with contextlib.suppress(Stopped, Superseded, PeerLost):
+                far = RemoteRank(spec.security, office, spec.name, spec.shard, worker, generation)
+                works = spec.worker is not None
+                stepper = Stepper(where, self._desk, replica, works, spec.shards, dense, exchange, generation)
+                with self._lock:
+                    self._lines.append(far)
+                try:
+                    stepper.run(far)
+                except (Stopped, Superseded, PeerLost):
+                    raise
+                except BaseException as error:
+                    far.fail(error)
+                    raise Stopped from error
+                finally:
+                    far.close()
+                    with self._lock:
+                        self._lines.remove(far)
+            self._ended.wait(_AGAIN)
 
     def _cut_off(self, _: str) -> None:
         """The coordinator or a shard is silent: break off what the seats are doing, so that they try anew."""

@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.flight as fl
 import torch
-from torch import Tensor
 
-from paceline.batch import Bag, Batch, Span
+from paceline.cluster.lockstep import Lockstep, Member, Result, read_result
+from paceline.cluster.remote import write_lease, write_order
 from paceline.cluster.traffic import Traffic
 from paceline.errors import LossError, TrainingError
 from paceline.exchange import wire
 from paceline.exchange.desk import Superseded
 from paceline.exchange.pulse import SILENCE
 from paceline.exchange.security import Security
-from paceline.exchange.shards import Stream
 from paceline.runtimes.coordinator import Coordinator, Lease, Stopped
 from paceline.runtimes.statistics import Statistics
 
 _FAREWELL = 30.0  # seconds that workers have to leave a finished day
 
 
-class Seat:
-    """A worker's place at the office. ahead: it only takes leases while no pace has rounds, so that another seat of the
-    same process computes meanwhile."""
+class Place:
+    """A connection to the office: a worker's seat, or a process's rank in steps that all take part in (member).
 
-    def __init__(self, worker: str, ahead: bool, generation: int, context: Any) -> None:
-        self.worker, self.ahead, self.generation, self.context = worker, ahead, generation, context
+    ahead: the seat only takes leases while no pace has rounds, so that another one of the same process computes
+    meanwhile.
+    """
+
+    def __init__(self, opened: dict[str, Any], context: Any) -> None:
+        self.generation, self.context = opened["generation"], context
+        self.worker = opened["worker"]
+        self.ahead = opened.get("ahead", False)
+        self.member = Member(opened["rank"], opened["shard"], opened["worker"]) if "rank" in opened else None
+        self.name = f"rank {opened['rank']}" if self.member is not None else opened["worker"]
         self.day = 0  # the last one that is over for it
         self.heard = time.monotonic()
 
 
 class Office(fl.FlightServerBase):  # type: ignore[misc]
-    """Serves one coordinator, day after day. do_exchange, command {"worker": name, "ahead": bool, "generation": G}."""
+    """Serves one coordinator, day after day.
+
+    do_exchange, command {"worker": name, "ahead": bool, "generation": G} for a seat, which leases and pushes, or
+    {"rank": name, "shard": number, "worker": name, "generation": G} for a process that takes part in steps.
+    """
 
     def __init__(self, security: Security, host: str = "127.0.0.1") -> None:
         super().__init__(f"{security.scheme}://{host}:0", **security.server())
@@ -50,15 +59,20 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         self._open = False
         self._coordinator: Coordinator | None = None
         self._statistics: Statistics | None = None
-        self.seats: dict[str, Seat] = {}
+        self._places: dict[str, Place] = {}
+        self._seated: set[str] = set()  # workers that have joined to lease and push
+        self._lockstep = Lockstep(0)
         self.traffic: Traffic | None = None
 
     # --- the coordinator's side ---------------------------------------------------------------------------------
 
-    def begin(self, generation: int) -> None:
-        """Whoever is of an older generation is sent away."""
+    def begin(self, generation: int, shards: int = 0) -> None:
+        """Whoever is of an older generation is sent away. shards: with at least two processes, paces in which every
+        update needs every gradient go in steps; 0: no steps."""
         with self._changed:
             self.generation, self._open, self._coordinator = generation, False, None
+            self._lockstep = Lockstep(shards)
+            self._seated = set()
             self._changed.notify_all()
 
     def open_day(self, coordinator: Coordinator, statistics: Statistics) -> None:
@@ -68,40 +82,68 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             self._day += 1
             self._open = True
             self._changed.notify_all()
+        self.tend()
 
     def close_day(self) -> None:
         """Return when every worker has left the day."""
         with self._changed:
-            coordinator = self._coordinator
-            if coordinator is None:
+            if self._coordinator is None:
                 return
             self._open = False
+            self._advance()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._present(), _FAREWELL)
-            hung = [seat for name, seat in self.seats.items() if coordinator.is_here(name)]
-        for seat in hung:
-            self._leave(seat)
+            self._changed.wait_for(lambda: not self._seated and not self._lockstep.stepping, _FAREWELL)
+            hung = [p for p in self._places.values() if p.worker in {*self._seated, *self._lockstep.stepping}]
+        for place in hung:
+            self._leave(place)
 
     def workers(self) -> list[str]:
         """The workers that are connected."""
         with self._changed:
-            return sorted(self.seats)
+            return sorted(place.worker for place in self._places.values() if place.member is None)
 
     def wait_for_workers(self, count: int, seconds: float) -> bool:
         """Whether so many are connected, after at most `seconds`."""
         with self._changed:
-            return self._changed.wait_for(lambda: len(self.seats) >= count, seconds)
+            return self._changed.wait_for(lambda: self._seats() >= count, seconds)
 
-    def send_away_the_dead(self) -> None:
-        """Take leave of workers whose connection has broken while they waited for a lease, and of silent ones."""
+    def _seats(self) -> int:
+        return sum(place.member is None and not place.ahead for place in self._places.values())
+
+    def tend(self) -> None:
+        """What has to be looked after now and then: connections that broke while somebody waited, the silent, and those
+        who wait for leases under a pace that goes in steps."""
         silent = time.monotonic() - SILENCE
         with self._changed:
-            gone = [seat for seat in self.seats.values() if seat.context.is_cancelled() or seat.heard < silent]
-        for seat in gone:
-            self._leave(seat)
+            places = list(self._places.values())
+            gone = [p for p in places if p.context.is_cancelled() or (p.member is None and p.heard < silent)]
+            coordinator = self._coordinator
+            if coordinator is not None and self._collective(coordinator):
+                for worker in [w for w in self._seated if coordinator.is_waiting(w)]:
+                    self._unseat(coordinator, worker)
+            self._advance()
+        for place in gone:
+            self._leave(place)
 
-    def _present(self) -> bool:
-        return self._coordinator is not None and any(self._coordinator.is_here(name) for name in self.seats)
+    def _collective(self, coordinator: Coordinator) -> bool:
+        """Whether it is time for steps that all take part in."""
+        return self._lockstep.shards > 0 and coordinator.machine.pace.collective and len(self._lockstep.members) > 1
+
+    def _advance(self) -> None:
+        coordinator = self._coordinator
+        if coordinator is None or self._seated or not self._lockstep.members:
+            return
+        wanted = self._open and self._collective(coordinator)
+        if self._lockstep.advance(coordinator, wanted, self.traffic):
+            self._changed.notify_all()
+        elif not self._lockstep.stepping:
+            self._changed.notify_all()  # seats may be waiting for that
+
+    def _unseat(self, coordinator: Coordinator, worker: str) -> None:
+        self._seated.discard(worker)
+        if coordinator.is_here(worker):
+            coordinator.leave(worker)
+        self._changed.notify_all()
 
     # --- the workers' side --------------------------------------------------------------------------------------
 
@@ -111,21 +153,22 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             raise fl.FlightServerError(f"no action {action.type!r}; there is alive")
         with self._changed:
             for worker in json.loads(action.body.to_pybytes())["workers"]:
-                if worker in self.seats:
-                    self.seats[worker].heard = time.monotonic()
+                if worker in self._places:
+                    self._places[worker].heard = time.monotonic()
         yield fl.Result(b"{}")
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        opened = json.loads(descriptor.command)
-        seat = Seat(opened["worker"], opened["ahead"], opened["generation"], context)
+        place = Place(json.loads(descriptor.command), context)
         with self._changed:
-            if seat.generation != self.generation:
+            if place.generation != self.generation:
                 raise fl.FlightServerError("superseded")
-            before = self.seats.get(seat.worker)
+            before = self._places.get(place.name)
         if before is not None:
             self._leave(before)
         with self._changed:
-            self.seats[seat.worker] = seat
+            self._places[place.name] = place
+            if place.member is not None:
+                self._lockstep.members[place.member.name] = place.member
             self._changed.notify_all()
         writer.begin(wire.SCHEMA)
         try:
@@ -136,21 +179,25 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
                     return
                 head = wire.read_header(chunk)
                 try:
-                    told, arrays = self._answer(seat, head, chunk.data)
+                    told, arrays = self._answer(place, head, chunk.data)
                 except (Stopped, Superseded):
                     told, arrays = {"superseded": "the job has stopped or goes on without this worker"}, []
                 writer.write_with_metadata(wire.pack(arrays), json.dumps(told).encode())
         except (fl.FlightError, pa.ArrowException):
             return  # it has gone
         finally:
-            self._leave(seat)
+            self._leave(place)
 
-    def _answer(self, seat: Seat, head: dict[str, Any], data: Any) -> tuple[dict[str, Any], list[Any]]:
-        if head["op"] == "lease":
-            return self._lease(seat)
+    def _answer(self, place: Place, head: dict[str, Any], data: Any) -> tuple[dict[str, Any], list[Any]]:
+        match head["op"]:
+            case "lease":
+                return self._lease(place)
+            case "step":
+                return self._step(place, read_result(head, torch.from_numpy(wire.unpack(data, 0, np.float32).copy())))
         with self._changed:
+            self._check(place)
             coordinator = self._coordinator
-            if coordinator is None or seat.generation != self.generation or self.seats.get(seat.worker) is not seat:
+            if coordinator is None:
                 raise Superseded
         if head["op"] == "fail":
             error = LossError if head["kind"] == "LossError" else TrainingError
@@ -160,123 +207,90 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             coordinator.fail(made)
             raise Stopped
         if self.traffic is not None:
-            self.traffic.add(int(seat.worker.split("+")[0].removeprefix("worker-")), head["carried"])
+            self.traffic.add(int(place.worker.split("+")[0].removeprefix("worker-")), head["carried"])
         lease = Lease(head["gradient"], head["token"], head["version"], _NO_BATCH, head["attempt"])
         statistics = torch.from_numpy(wire.unpack(data, 0, np.float32).copy())
-        coordinator.push(seat.worker, lease, head["loss"], head["norm"], statistics)
+        coordinator.push(place.worker, lease, head["loss"], head["norm"], statistics)
         return {}, []
 
-    def _lease(self, seat: Seat) -> tuple[dict[str, Any], list[Any]]:
+    def _check(self, place: Place) -> None:
+        if place.generation != self.generation or self._places.get(place.name) is not place:
+            raise Superseded
+
+    def _step(self, place: Place, result: Result) -> tuple[dict[str, Any], list[Any]]:
+        member = place.member
+        assert member is not None
+        with self._changed:
+            self._check(place)
+            member.result = result
+            self._advance()
+            while member.order is None:
+                self._changed.wait()
+                self._check(place)
+            order, member.order = member.order, None
+            statistics = self._statistics
+            assert statistics is not None
+            own = statistics.of(member.worker) if member.worker is not None else statistics.pooled
+        told, whole = write_order(order, own)
+        return told, [whole]
+
+    def _lease(self, place: Place) -> tuple[dict[str, Any], list[Any]]:
         while True:
-            coordinator, statistics = self._await_day(seat)
-            lease = coordinator.lease(seat.worker)
+            coordinator, statistics = self._await_day(place)
+            try:
+                lease = coordinator.lease(place.worker)
+            except Stopped:
+                with self._changed:
+                    if coordinator.failure is not None or place.worker in self._seated:
+                        raise
+                    continue  # the pace goes in steps now
             if lease is not None:
-                told, whole = write_lease(lease, statistics.of(seat.worker))
+                told, whole = write_lease(lease, statistics.of(place.worker))
                 return told, [whole]
             with self._changed:
-                seat.day = self._day
-                coordinator.leave(seat.worker)
-                self._changed.notify_all()
+                place.day = self._day
+                self._unseat(coordinator, place.worker)
 
-    def _await_day(self, seat: Seat) -> tuple[Coordinator, Statistics]:
+    def _await_day(self, place: Place) -> tuple[Coordinator, Statistics]:
         """Wait until there is work for this seat, and join."""
         with self._changed:
             while True:
-                if seat.generation != self.generation or self.seats.get(seat.worker) is not seat:
-                    raise Superseded
+                self._check(place)
                 coordinator, statistics = self._coordinator, self._statistics
-                if seat.day < self._day and coordinator is not None and statistics is not None:
+                if place.day < self._day and coordinator is not None and statistics is not None:
                     if coordinator.failure is not None:
                         raise Superseded
-                    if coordinator.is_here(seat.worker):  # also of a day that is over: it has to be told
+                    seated = place.worker in self._seated
+                    if self._collective(coordinator):
+                        if seated:
+                            self._unseat(coordinator, place.worker)
+                            self._advance()
+                    elif seated:  # also of a day that is over: it has to be told
                         return coordinator, statistics
-                    if self._open and not (seat.ahead and coordinator.machine.pace.round is not None):
-                        coordinator.join(seat.worker)
+                    elif (
+                        self._open
+                        and not self._lockstep.stepping
+                        and not (place.ahead and coordinator.machine.pace.round is not None)
+                    ):
+                        coordinator.join(place.worker)
+                        self._seated.add(place.worker)
                         return coordinator, statistics
-                self._changed.wait(0.5 if seat.ahead else None)
+                self._changed.wait(0.5)
 
-    def _leave(self, seat: Seat) -> None:
+    def _leave(self, place: Place) -> None:
         with self._changed:
-            if self.seats.get(seat.worker) is seat:
-                del self.seats[seat.worker]
-                coordinator, statistics = self._coordinator, self._statistics
-                if coordinator is not None and coordinator.is_here(seat.worker):
-                    coordinator.leave(seat.worker)
-                    if statistics is not None:
-                        statistics.forget(seat.worker)
-                self._changed.notify_all()
-
-
-class RemoteOffice:
-    """A worker's stand-in for the coordinator; an `Office` of `paceline.runtimes.local`. statistics: the worker's own
-    of batch normalisation, which each lease brings up to date."""
-
-    def __init__(
-        self, security: Security, address: str, worker: str, ahead: bool, generation: int, statistics: Tensor
-    ) -> None:
-        self._stream = Stream(security, address, {"worker": worker, "ahead": ahead, "generation": generation})
-        self._unread = 0  # answers to pushes, which nobody waits for
-        self._statistics = statistics
-        self.carried: Callable[[], dict[str, int]] = dict  # bytes that the last gradient took over the network
-
-    def lease(self, worker: str) -> Lease | None:
-        """The next batch. Raises Stopped when there is no more for this worker."""
-        self._stream.send({"op": "lease"}, [])
-        try:
-            for _ in range(self._unread):
-                self._stream.receive()
-            self._unread = 0
-            head, data = self._stream.receive()
-        except Superseded:
-            raise Stopped from None
-        lease, statistics = read_lease(head, wire.unpack(data, 0, np.uint8))
-        self._statistics.copy_(statistics)
-        return lease
-
-    def push(self, worker: str, lease: Lease, loss: float, norm: float, statistics: Tensor) -> None:
-        """Report a gradient; the next `lease` tells if it was refused."""
-        names = ("gradient", "token", "version", "attempt")
-        told = {"op": "push", "loss": loss, "norm": norm, **{name: getattr(lease, name) for name in names}}
-        told["carried"] = self.carried()
-        self._stream.send(told, [statistics.detach().numpy()])
-        self._unread += 1
-
-    def fail(self, error: BaseException) -> None:
-        """Tell the coordinator why this worker cannot go on."""
-        kind, file = type(error).__name__, getattr(error, "file", None)
-        text = str(error) if isinstance(error, LossError) else f"{kind}: {error}"
-        with contextlib.suppress(Exception):
-            self._stream.send({"op": "fail", "kind": kind, "text": text, "file": file}, [])
-            self._stream.receive()
-
-    def close(self) -> None:
-        self._stream.close()
+            if self._places.get(place.name) is not place:
+                return
+            del self._places[place.name]
+            coordinator, statistics = self._coordinator, self._statistics
+            if place.member is not None:
+                self._lockstep.leave(place.member, coordinator)
+                self._advance()
+            elif coordinator is not None and place.worker in self._seated:
+                self._unseat(coordinator, place.worker)
+            if statistics is not None and place.member is None:
+                statistics.forget(place.worker)
+            self._changed.notify_all()
 
 
 _NO_BATCH: Any = None  # a report does not bring its batch back
-
-
-def write_lease(lease: Lease, statistics: Tensor) -> tuple[dict[str, Any], Any]:
-    """A lease with its batch, and the worker's running statistics, as a message."""
-    batch = lease.batch
-    bags = [array for bag in batch.bags for array in (bag.ids, bag.offsets, bag.weights)]
-    whole, places = wire.join([statistics.detach().numpy(), batch.labels, batch.ids, batch.dense, *bags])
-    told = {
-        "gradient": lease.gradient,
-        "token": lease.token,
-        "version": lease.version,
-        "attempt": lease.attempt,
-        "span": batch.span.to_json(),
-        "places": places,
-    }
-    return told, whole
-
-
-def read_lease(head: dict[str, Any], whole: Any) -> tuple[Lease, Tensor]:
-    """What `write_lease` wrote; the batch's `following` and `groups` stay behind."""
-    statistics, labels, ids, dense, *rest = wire.parts(whole, head["places"])
-    bags = tuple(Bag(*rest[i : i + 3]) for i in range(0, len(rest), 3))
-    span = Span.from_json(head["span"])
-    batch = Batch(labels, ids, bags, dense, None, span, span)
-    lease = Lease(head["gradient"], head["token"], head["version"], batch, head["attempt"])
-    return lease, torch.from_numpy(statistics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import yaml
 
@@ -14,7 +15,7 @@ from paceline.exchange.security import Security
 class NodeSpec:
     """A process with a shard, a worker or both. config: of the job, as YAML; shard: its number, of `shards`;
     worker: its number; ahead: leases that its worker holds while it computes one; bf16: rows travel as bfloat16; slow:
-    how many times slower than it is the worker has to be."""
+    how many times slower than it is the worker has to be; exchange: in steps that all take part in."""
 
     name: str
     config: str
@@ -25,6 +26,7 @@ class NodeSpec:
     bf16: bool = False
     slow: float = 1.0
     security: Security = field(default_factory=Security)
+    exchange: Literal["auto", "rows", "substitute"] = "auto"
 
     @property
     def known_as(self) -> tuple[str, ...]:

@@ -50,6 +50,7 @@ def train_on_cluster(
             config.cluster.rows == "bf16",
             next((i.factor or 1.0 for i in config.inject if i.slow == f"worker-{worker}"), 1.0),
             security,
+            "auto" if config.cluster.exchange == "push_pull" else config.cluster.exchange,
         )
         for name, shard, worker in roles(config.cluster.nodes, config.cluster.servers, config.cluster.workers)
     ]
@@ -102,6 +103,7 @@ class _Supervisor:
         self._config, self._run_dir = config, run_dir
         self._specs, self._cluster, self._ray = specs, cluster, placing
         self._office, self._shards = "", list[str]()
+        self._meeting: tuple[str, int] | None = None
         self._watcher, self._resume = watcher, resume
         self._generation = int(time.time())  # above that of any earlier supervisor of the same processes
         self._lost_at: float | None = None
@@ -133,6 +135,7 @@ class _Supervisor:
     def _one_generation(self) -> tuple[str, Any]:
         insist, cluster = self._ray.insist, self._cluster
         self._office, _ = insist(lambda: cluster.chief.actor.start.remote(), "the coordinator")
+        self._meeting = insist(lambda: cluster.chief.actor.meeting.remote(), "the coordinator")
         self._shards = []
         for spec in self._specs:
             address, _ = insist(lambda s=spec: cluster.nodes[s.name].actor.start.remote(), spec.name)
@@ -144,7 +147,7 @@ class _Supervisor:
         lost = (self._losses, self._seconds, self._lost_at)
         run = cluster.chief.actor.run.remote(self._generation, self._shards, self._resume, threads, lost)
         for spec in self._specs:
-            cluster.nodes[spec.name].actor.begin.remote(self._generation, self._shards, self._office)
+            cluster.nodes[spec.name].actor.begin.remote(self._generation, self._shards, self._office, self._meeting)
         returning: dict[str, Any] = {}
         while True:
             try:
@@ -176,7 +179,8 @@ class _Supervisor:
                 returning[name] = cluster.again(name).actor.start.remote()
         for name, reference in list(returning.items()):
             if reference is not None and self._ray.finished([reference], 0):
-                cluster.nodes[name].actor.begin.remote(self._generation, self._shards, self._office)
+                begin = cluster.nodes[name].actor.begin
+                begin.remote(self._generation, self._shards, self._office, self._meeting)
                 del returning[name]
                 self._tell_processes()
         self._relay()

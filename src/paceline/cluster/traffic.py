@@ -15,8 +15,8 @@ class Traffic:
     def __init__(self, slices: list[int], width: int, nodes: int, workers: int, value: int) -> None:
         self._slices, self._width, self._nodes, self._workers, self._value = slices, width, nodes, workers, value
         self._lock = threading.Lock()
-        self._measured = dict.fromkeys(KINDS, 0)
-        self._predicted = dict.fromkeys(KINDS, 0.0)
+        self._measured: dict[str, float] = {}
+        self._predicted: dict[str, float] = {}
 
     def add(self, worker: int, carried: dict[str, int]) -> None:
         """A gradient was pushed. carried: by kind, and `distinct`: ids of its batch, `fresh`: whether its pull had to
@@ -29,8 +29,15 @@ class Traffic:
         expected = (8 * rows, each, each, 4 * dense * fresh, 4 * dense)
         with self._lock:
             for kind, count in zip(KINDS, expected, strict=True):
-                self._predicted[kind] += count
-                self._measured[kind] += carried.get(kind, 0)
+                self._predicted[kind] = self._predicted.get(kind, 0) + count
+                self._measured[kind] = self._measured.get(kind, 0) + carried.get(kind, 0)
+
+    def add_step(self, sent: dict[str, float], predicted: dict[str, float]) -> None:
+        """A process took part in a step of collectives: bytes by kind."""
+        with self._lock:
+            for total, more in ((self._measured, sent), (self._predicted, predicted)):
+                for kind, count in more.items():
+                    total[kind] = total.get(kind, 0) + count
 
     def per_update(self, updates: int) -> dict[str, Any]:
         """Bytes of a worker and update, by kind, measured and predicted."""

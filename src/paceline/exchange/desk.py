@@ -62,11 +62,7 @@ class Desk:
         """Rows of distinct ids (int64 [n], all of this shard; new ones are created), and the dense slice unless the
         caller has it in the present version already."""
         with self._changed:
-            if not self._changed.wait_for(
-                lambda: self.home.version >= ticket.version or generation != self.generation, PATIENCE
-            ):
-                raise TimeoutError(f"version {ticket.version} did not come; the shard has {self.home.version}")
-            self.check(generation)
+            self._await(generation, ticket.version)
             numbers, weights, counts = self.home.pull_distinct(ids, None)
             self._pulled[ticket.gradient] = (ticket.attempt, numbers, counts)
             version = self.home.version
@@ -103,7 +99,17 @@ class Desk:
 
     def read(self, ids: Ints) -> Rows:
         """Rows of distinct ids, an unknown one as it would start, and the dense slice; nothing is created."""
-        with self._changed:
+        with self._changed, self.home.whole():
             table = self.home.shard.table
             weights, _ = table.pull_counted(table.find(ids), ids)
             return Rows(weights, self.home.shard.dense.flat.numpy().copy(), self.home.version)
+
+    def await_version(self, generation: int, version: int) -> None:
+        """Return when the shard has it. Raises Superseded, or TimeoutError."""
+        with self._changed:
+            self._await(generation, version)
+
+    def _await(self, generation: int, version: int) -> None:
+        if not self._changed.wait_for(lambda: self.home.version >= version or generation != self.generation, PATIENCE):
+            raise TimeoutError(f"version {version} did not come; the shard has {self.home.version}")
+        self.check(generation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,6 +87,7 @@ class Replica:
         self.precision = precision
         self.flat = flatten(model)
         self.statistics = flatten_statistics(model)
+        self.turn: AbstractContextManager[None] = nullcontext()  # held while it computes
         self._parameters = list(model.parameters())
 
     def logits(self, batch: Batch, rows: dict[str, Tensor]) -> Tensor:
@@ -108,6 +110,12 @@ class Replica:
         self, batch: Batch, rows: dict[str, Tensor], leaves: list[Tensor]
     ) -> tuple[float, Tensor, list[Tensor]]:
         """(mean log loss, its gradient by the dense parameters [parameters], and by each of the leaves of `rows`)."""
+        with self.turn:
+            return self._differentiate(batch, rows, leaves)
+
+    def _differentiate(
+        self, batch: Batch, rows: dict[str, Tensor], leaves: list[Tensor]
+    ) -> tuple[float, Tensor, list[Tensor]]:
         logits = self.logits(batch, rows)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(batch.labels))
         inputs = [*self._parameters, *leaves]

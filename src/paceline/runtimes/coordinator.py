@@ -110,6 +110,16 @@ class Coordinator:
             self._joined[worker] = self._clock()
             self._step(p.WorkerJoined(worker))
 
+    def is_waiting(self, worker: str) -> bool:
+        """Whether it has asked for a lease and has none."""
+        with self._changed:
+            return worker in self.machine.waiting
+
+    def is_idle(self, worker: str) -> bool:
+        """Whether it has neither asked for a lease nor holds one."""
+        with self._changed:
+            return worker not in self.machine.waiting and worker not in self.machine.holding
+
     def is_here(self, worker: str) -> bool:
         """Whether it has joined and not left."""
         with self._changed:

@@ -1,0 +1,150 @@
+"""Steps in which every process takes part: who computes what, when all of them are ready for it.
+
+A step's gradients count once all ranks have come back from it: then every shard holds its part of each. If a rank is
+lost in a step, none of its gradients counts, their leases are issued again, and those who are left form a new group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from paceline.cluster.traffic import Traffic
+from paceline.params.table import unique
+from paceline.runtimes.coordinator import Coordinator, Lease
+
+
+@dataclass(slots=True)
+class Result:
+    """What a rank brings back from a step. loss, norm, statistics: of its gradient, if it had a lease; sent, predicted:
+    bytes by kind."""
+
+    broken: bool
+    loss: float = 0.0
+    norm: float = 0.0
+    statistics: Tensor | None = None
+    sent: dict[str, float] = field(default_factory=dict)
+    predicted: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Order:
+    """What a rank is to do: its lease, if any, on version `version`, in group number `group` as rank `rank` of the
+    processes `names`, whose workers are `workers`; load: samples, positions and distinct ids of a usual batch."""
+
+    group: int
+    rank: int
+    names: tuple[str, ...]
+    workers: tuple[int, ...]
+    version: int
+    load: tuple[float, float, float]
+    lease: Lease | None
+
+
+@dataclass(slots=True)
+class Member:
+    """A process. shard: its number, or None; worker: its name, or None."""
+
+    name: str
+    shard: int | None
+    worker: str | None
+    result: Result | None = None  # with which it waits for the next step
+    order: Order | None = None
+
+
+class Lockstep:
+    """Not thread-safe: the office holds its lock. shards: how many there are, all of which are needed."""
+
+    def __init__(self, shards: int) -> None:
+        self.members: dict[str, Member] = {}
+        self.stepping: set[str] = set()  # workers that have joined the coordinator
+        self.shards = shards
+        self._group, self._names = 0, tuple[str, ...]()
+        self._out: dict[str, Lease] = {}  # of the step that is under way
+        self._broken = False
+        self._load = (0.0, 0.0, 0.0)
+
+    def leave(self, member: Member, coordinator: Coordinator | None) -> None:
+        """A process is gone; the step that it was in does not count."""
+        if self.members.get(member.name) is member:
+            del self.members[member.name]
+            self._broken = True
+            if coordinator is not None and member.worker in self.stepping:
+                self._away(coordinator, member.worker or "")
+
+    def advance(self, coordinator: Coordinator, collective: bool, traffic: Traffic | None) -> bool:
+        """Begin the next step if everybody is ready for it. Returns whether there are new orders.
+
+        collective: whether the pace wants steps; else, and when the day is over, all workers leave.
+        """
+        members = sorted(self.members.values(), key=lambda m: (m.shard is None, m.shard, m.name))
+        if [m.shard for m in members if m.shard is not None] != list(range(self.shards)):
+            return False
+        if any(m.result is None for m in members):
+            return False
+        self._count(coordinator, members, traffic)
+        workers = [m.worker for m in members if m.worker is not None]
+        if collective and workers and coordinator.failure is None:
+            for worker in workers:
+                if worker not in self.stepping:
+                    coordinator.join(worker)
+                    self.stepping.add(worker)
+                if coordinator.is_idle(worker):  # a push before may have let it go on already
+                    coordinator.request(worker)
+            while coordinator.read_next():
+                pass
+            self._out = dict(coordinator.grants())
+        if not self._out:
+            for worker in list(self.stepping):
+                self._away(coordinator, worker)
+            return False
+        self._order(coordinator, members)
+        return True
+
+    def _count(self, coordinator: Coordinator, members: list[Member], traffic: Traffic | None) -> None:
+        """The gradients of the step that all have come back from."""
+        results = {m.worker: m.result for m in members if m.worker is not None and m.result is not None}
+        broken = self._broken or any(m.result is not None and m.result.broken for m in members)
+        for worker, lease in sorted(self._out.items(), key=lambda item: item[1].gradient):
+            result = results.get(worker)
+            if broken or result is None or result.statistics is None:
+                if worker in self.stepping:
+                    self._away(coordinator, worker)
+                continue
+            coordinator.push(worker, lease, result.loss, result.norm, result.statistics)
+        if broken:
+            self._names = ()  # what is left forms a new group
+        elif traffic is not None:
+            for member in members:
+                if member.result is not None:
+                    traffic.add_step(member.result.sent, member.result.predicted)
+        self._out, self._broken = {}, False
+
+    def _order(self, coordinator: Coordinator, members: list[Member]) -> None:
+        names = tuple(m.name for m in members)
+        if names != self._names:
+            self._names, self._group = names, self._group + 1
+            batch = next(iter(self._out.values())).batch
+            ids = batch.flat_ids()
+            self._load = (float(batch.samples), float(ids.shape[0]), float(unique(ids)[0].shape[0]))
+        ranks = tuple(rank for rank, m in enumerate(members) if m.worker is not None)
+        version = coordinator.machine.version
+        for rank, member in enumerate(members):
+            lease = None if member.worker is None else self._out.get(member.worker)
+            member.order = Order(self._group, rank, names, ranks, version, self._load, lease)
+            member.result = None
+
+    def _away(self, coordinator: Coordinator, worker: str) -> None:
+        self.stepping.discard(worker)
+        if coordinator.is_here(worker):
+            coordinator.leave(worker)
+
+
+def read_result(head: dict[str, Any], statistics: Tensor) -> Result:
+    """A rank's message, as a result."""
+    told = head["result"]
+    if told is None:
+        return Result(head["broken"], sent=head["sent"], predicted=head["predicted"])
+    return Result(head["broken"], told["loss"], told["norm"], statistics, head["sent"], head["predicted"])

@@ -1,0 +1,100 @@
+"""A process's part in steps that all take part in: it forms groups with the others and runs the exchange."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Literal
+
+from paceline.cluster.lockstep import Order, Result
+from paceline.cluster.remote import RemoteRank
+from paceline.errors import LossError, TrainingError
+from paceline.exchange.cost import Load, Roles
+from paceline.exchange.desk import Desk
+from paceline.exchange.group import Group, connect
+from paceline.runtimes.collective import Collective, make_plan
+from paceline.runtimes.compute import Replica
+
+TIMEOUT = 60.0  # seconds that a step waits for the slowest
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """Where groups form: a torch store at host:port; address: this process's own; name: of the generation."""
+
+    host: str
+    port: int
+    address: str
+    name: str
+
+
+class Stepper:
+    """desk: of the process's shard, if it has one; replica: its model, which computes if the process works; dense:
+    number of dense inputs."""
+
+    def __init__(
+        self,
+        meeting: Meeting,
+        desk: Desk | None,
+        replica: Replica,
+        works: bool,
+        shards: int,
+        dense: int,
+        exchange: Literal["auto", "rows", "substitute"],
+        generation: int,
+    ) -> None:
+        self._meeting, self._desk, self._replica, self._works = meeting, desk, replica, works
+        self._shards, self._dense, self._exchange, self._generation = shards, dense, exchange, generation
+        self._group: Group | None = None
+        self._number = -1
+        self._engine: Collective | None = None
+
+    def run(self, office: RemoteRank) -> None:
+        """Step after step, until the office has no order for this process any more (Stopped)."""
+        result = Result(broken=False)
+        try:
+            while True:
+                order, statistics = office.step(result)
+                if self._works:
+                    self._replica.statistics.copy_(statistics)
+                try:
+                    result = self._step(order)
+                except LossError:
+                    raise
+                except TrainingError:  # somebody was lost; the office knows, or will
+                    self._leave_group()
+                    result = Result(broken=True)
+        finally:
+            self._leave_group()
+
+    def _step(self, order: Order) -> Result:
+        engine = self._engine if order.group == self._number and self._engine is not None else self._join(order)
+        if self._desk is not None:
+            self._desk.await_version(self._generation, order.version)
+        found = engine.step(order.lease)
+        sent = {**engine.sent.values, "ids": engine.sent.id_bytes}
+        predicted = {**engine.predicted.values, "ids": engine.predicted.id_bytes}
+        if found is None:
+            return Result(False, sent=sent, predicted=predicted)
+        loss, norm = found
+        return Result(False, loss, norm, self._replica.statistics.clone(), sent, predicted)
+
+    def _join(self, order: Order) -> Collective:
+        """Form the order's group with the others."""
+        self._leave_group()
+        replica, meeting = self._replica, self._meeting
+        name, size = f"{meeting.name}-{order.group}", len(order.names)
+        group = connect(meeting.host, meeting.port, name, order.rank, size, TIMEOUT, meeting.address)
+        roles = Roles(tuple(range(self._shards)), order.workers)
+        plan = make_plan(replica.model, replica.layout, self._dense, roles, Load(*order.load), self._exchange)
+        home = None if self._desk is None else self._desk.home
+        worker = replica if self._works else None
+        self._engine = Collective(group, plan, replica.model, replica.layout, home, worker)
+        self._group, self._number = group, order.group
+        return self._engine
+
+    def _leave_group(self) -> None:
+        if self._group is not None:
+            with contextlib.suppress(TrainingError):
+                self._group.close()
+        self._group, self._engine, self._number = None, None, -1
