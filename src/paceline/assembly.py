@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,12 @@ def sparse_optimizer(name: str, options: dict[str, Any]) -> SparseOptimizer:
     return row_optimizer("optimizer.sparse", name, chosen, options)
 
 
+_DRAWING = threading.Lock()  # torch's generator is the process's: two threads would take each other's numbers
+
+
 def make_model(config: JobConfig, inputs: Inputs) -> Model:
     """The model, its dense parameters drawn with the job's seed."""
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_model(config.model.name, config.model.options, inputs)
         if inputs.normalise != "none" and inputs.dense:
