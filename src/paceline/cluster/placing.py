@@ -152,6 +152,15 @@ class Cluster:
         return placed
 
 
+def is_there(reference: Any) -> bool:
+    """Whether a call was answered, by an actor that was there."""
+    try:
+        ray.get(reference, timeout=0)
+    except GONE:
+        return False
+    return True
+
+
 def kill(placed: Placed) -> None:
     """Kill an actor's process; Ray starts it again."""
     ray.kill(placed.actor, no_restart=False)

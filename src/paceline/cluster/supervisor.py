@@ -176,9 +176,13 @@ class _Supervisor:
                 cluster.chief.actor.lose.remote(f"{name} died")
             else:
                 self._watcher.note(f"{name} died; it is started again, and others do its work meanwhile")
-                returning[name] = cluster.again(name).actor.start.remote()
+                returning[name] = cluster.nodes[name].actor.start.remote()
         for name, reference in list(returning.items()):
             if reference is not None and self._ray.finished([reference], 0):
+                if not self._ray.is_there(reference):  # it is still being started
+                    returning[name] = cluster.nodes[name].actor.start.remote()
+                    continue
+                cluster.again(name)
                 begin = cluster.nodes[name].actor.begin
                 begin.remote(self._generation, self._shards, self._office, self._meeting)
                 del returning[name]
