@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check setup bench-throughput bench-simulation evidence evidence-quick clean
+.PHONY: demo test check setup bench-throughput bench-snapshot bench-simulation evidence evidence-quick clean
 
 setup: $(VENV)/.ready
 
@@ -24,6 +24,9 @@ check: setup
 
 bench-throughput: setup
 	$(BIN)/python benchmarks/throughput.py
+
+bench-snapshot: setup
+	$(BIN)/python benchmarks/snapshot.py
 
 bench-simulation: setup
 	$(BIN)/python benchmarks/simulation.py

@@ -89,7 +89,8 @@ def commit(
     folder: the run's checkpoints; state: JSON values; statistics: of batch normalisation, `Statistics.tensors()`.
     Snapshots newer than `version` are removed too: they are of a future that was given up. Returns its path.
     Raises TrainingError if the pieces are not of one version and partition, StorageError if something cannot be
-    written or is missing; what was stored before is untouched then (and the pieces may be discarded).
+    written or is missing (a piece that goes on from a snapshot that is gone: take that shard whole); what was stored
+    before is untouched then, and the pieces may be discarded. Once it returns, shards may go on from their pieces.
     """
     pieces = sorted(pieces, key=lambda piece: piece.shard)
     found = [(piece.version, piece.shard, piece.shards) for piece in pieces]

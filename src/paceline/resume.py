@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,22 @@ def check_same_job(old: JobConfig, new: JobConfig, run_dir: Path) -> None:
         if before != now:
             path, was, is_now = _difference(key, before, now)
             raise RunDirError(f"{run_dir}: {path} was {was!r} and is now {is_now!r}; a run cannot go on with another")
+
+
+def file_names(days: list[list[str]]) -> list[list[str]]:
+    """The names of the files of each day, without their folders."""
+    return [[path.rsplit("/", 1)[-1] for path in files] for files in days]
+
+
+def check_same_days(before: list[list[str]], days: list[list[str]], run_dir: Path) -> None:
+    """Days that were read (`file_names` of them) have to be the same files still, or rows would be read twice or never.
+    Raises RunDirError naming the day."""
+    for day, (was, now) in enumerate(itertools.zip_longest(before, file_names(days[: len(before)]))):
+        if was != now:
+            raise RunDirError(
+                f"{run_dir}: data.days: day {day} was {', '.join(was)} and is now"
+                f" {', '.join(now or ['missing'])}; a run goes on with the same days (further ones may follow)"
+            )
 
 
 def _difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:

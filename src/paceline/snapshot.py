@@ -107,7 +107,7 @@ class Copy:
 
 def take(shard: Shard, index: int = 0, shards: int = 1, since: Piece | None = None) -> Copy:
     """Copy what has to be written of `shard`, number `index` of `shards`. Nobody may change it meanwhile (its route's
-    `whole()`); it takes about a nanosecond for each row of the table and a tenth of a microsecond for each row copied.
+    `whole()`); about 1 ns for each row of the table and 60 to 300 ns for each row that is copied (34 numbers).
 
     since: this shard's piece of the last *committed* snapshot, which this one goes on from. All rows are copied if it
     is None or of another partition, and when the deltas would hold more rows than half the base.

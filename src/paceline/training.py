@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 import traceback
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from paceline.errors import ClusterLost, LossError, PacelineError, RunDirError, 
 from paceline.evaluate import evaluate_files, need_both_classes, run_config
 from paceline.faults import worker_faults
 from paceline.keeper import Keeper
-from paceline.resume import check_same_job
+from paceline.resume import check_same_days, check_same_job, file_names
 from paceline.rundir import CHECKPOINTS, RunDir, storing
 from paceline.runtimes.body import Body, Store
 from paceline.runtimes.coordinator import Coordinator
@@ -108,7 +107,7 @@ class Trainer:
             machine = p.begin(self._switching.begin(0, 0, None))
         else:
             state = loaded.state
-            self._check_days(state["files"])
+            check_same_days(state["files"], self.job.days, self.run.path)
             self.day, self.evaluated = state["day"], state["evaluated"]
             self.next = Span.from_json(state["next"])
             self.again = [Span.from_json(span) for span in state["again"]]
@@ -145,19 +144,6 @@ class Trainer:
         for switch in self.config.switch:
             if isinstance(switch.at, str) and int(switch.at.removeprefix("day_")) >= len(self.job.days):
                 self.watcher.note(f"switch at {switch.at}: there are {len(self.job.days)} days only, from day_0")
-
-    def _names(self, days: int) -> list[list[str]]:
-        """The names of the files of the first `days` days."""
-        return [[path.rsplit("/", 1)[-1] for path in files] for files in self.job.days[:days]]
-
-    def _check_days(self, before: list[list[str]]) -> None:
-        """Days that were read have to be the same files still, or rows would be read twice or never."""
-        for day, (was, now) in enumerate(itertools.zip_longest(before, self._names(len(before)))):
-            if was != now:
-                raise RunDirError(
-                    f"{self.run.path}: data.days: day {day} was {', '.join(was)} and is now"
-                    f" {', '.join(now or ['missing'])}; a run goes on with the same days (further ones may follow)"
-                )
 
     # --- the days -----------------------------------------------------------------------------------------------
 
@@ -277,7 +263,7 @@ class Trainer:
             "machine": p.to_json(coordinator.machine),
             "day": self.day,
             "evaluated": self.evaluated,
-            "files": self._names(self.day + 1),
+            "files": file_names(self.job.days[: self.day + 1]),
             "next": (following if following is not None and following.day == self.day else self.next).to_json(),
             "again": [span.to_json() for span in (*(batch.span for batch in pending), *self.again)],
             "seen": [
