@@ -4,11 +4,10 @@
 
 Every node is a process that holds a shard and computes a batch of 512 samples; all exchange over gloo on this machine.
 LR and FM read 8 fields with one id each and 2 bags that hold the rest of 10, 30 or 100 ids a sample; FM (again) and
-DeepFM read 26 fields with one id each. Ids are drawn from a vocabulary of 100,000 a field, by a power law. Measured
-is what the group counted, beside what the cost rule predicted; 8 nodes are predicted only. Dense parameters cost the
-same in each way (for partial sums of a first layer more) and are among the values. Push and pull: what the same nodes
-send, if each distinct row of another process is pulled and its gradient pushed. Saved: by partial sums, against push
-and pull.
+DeepFM read 26 fields with one id each. Ids are drawn from a vocabulary of 100,000 a field, by a power law. Measured is
+what the group counted, beside what the cost rule predicted; 8 nodes are predicted only. Values include dense parameters
+and their gradients. Push and pull: what the same nodes send, if each distinct row of another process is pulled and its
+gradient pushed. Saved: by partial sums in place of all rows, against push and pull; auto: what the rule would choose.
 """
 
 from __future__ import annotations

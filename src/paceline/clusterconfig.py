@@ -61,8 +61,25 @@ class ClusterConfig(Strict):
             raise ValueError("nodes and workers are 0: at least one process has to compute")
         return self
 
+    @model_validator(mode="after")
+    def _encrypted(self) -> ClusterConfig:
+        if self.security.tls is not None and self.exchange in ("rows", "substitute"):
+            raise ValueError(
+                f"exchange: {self.exchange} goes over collectives, which are not encrypted, and security.tls asks for"
+                " encryption; use exchange: push_pull (or auto, which takes it then)"
+            )
+        return self
+
+    @property
+    def steps(self) -> Literal["auto", "rows", "substitute"] | None:
+        """How rows are exchanged where every update needs every gradient: by collectives, or None for push and pull."""
+        if self.exchange == "push_pull" or self.security.tls is not None:
+            return None
+        return self.exchange
+
     @property
     def shards(self) -> int:
+        """Processes that hold parameters."""
         return self.nodes + self.servers
 
     @property

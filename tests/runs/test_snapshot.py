@@ -11,6 +11,7 @@ from tools import job, synthetic, train
 from paceline import checkpoint
 from paceline.errors import LossError, RunDirError, StorageError, TrainingError
 from paceline.evaluate import evaluate_run
+from paceline.exchange.direct import DirectRoute
 from paceline.keeper import Keeper
 
 
@@ -194,14 +195,15 @@ def test_another_format_is_told(tmp_path):
 
 
 def test_what_the_writer_meets_is_raised_by_whoever_asks_next(tmp_path):
-    made, keeper = Shards(1).train(1, 2), Keeper(tmp_path, 2)
-    keeper.write(checkpoint.take(made.shards[0]), {"a": 1}, -1, None)
+    made = Shards(1).train(1, 2)
+    keeper = Keeper(tmp_path, 2, DirectRoute(made.shards[0]))
+    keeper.write(keeper.take(), {"a": 1}, -1, None)
     keeper.wait()
     first = keeper.since
     (tmp_path / "pieces").rename(tmp_path / "elsewhere")
     (tmp_path / "pieces").write_text("a file where there should be a folder")
     made.train(3, 3, share=0.01)
-    keeper.write(checkpoint.take(made.shards[0], since=keeper.since), {"a": 2}, -1, None)
+    keeper.write(keeper.take(), {"a": 2}, -1, None)
     with pytest.raises(StorageError, match="pieces"):
         keeper.wait()
     assert keeper.free()  # told once
@@ -209,7 +211,7 @@ def test_what_the_writer_meets_is_raised_by_whoever_asks_next(tmp_path):
     (tmp_path / "pieces").unlink()
     (tmp_path / "elsewhere").rename(tmp_path / "pieces")
     state = {"a": [3]}
-    keeper.write(checkpoint.take(made.shards[0], since=keeper.since), state, -1, None)
+    keeper.write(keeper.take(), state, -1, None)
     state["a"].append(4)
     keeper.close()
     found = checkpoint.newest(tmp_path)

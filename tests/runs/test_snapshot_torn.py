@@ -115,17 +115,17 @@ class Replay:
 def test_fifty_snapshots_under_full_speed_are_of_one_version_each(tmp_path, sparse):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
-    taken, keeper = [], Keeper(tmp_path, keep=SNAPSHOTS)
+    taken = []
     try:
         with Training(sparse, 3) as training:
+            keeper = Keeper(tmp_path, SNAPSHOTS, training.route)
             while len(taken) < SNAPSHOTS:
                 with training.deciding:
                     ledger = training.ledger
                     if taken and len(ledger) == taken[-1]:
                         continue
                     state = {"updates": len(ledger), "last": ledger[-1] if ledger else None}
-                    with training.route.whole():
-                        copy = checkpoint.take(training.shard, since=keeper.since)
+                    copy = keeper.take()
                 keeper.write(copy, state, -1, None)
                 taken.append(copy.version)
                 keeper.wait()  # the workers go on meanwhile

@@ -85,7 +85,7 @@ class Chief:
 
     def meeting(self) -> tuple[str, int] | None:
         """Host and port of the store where processes form groups for steps, if the job's exchange has any."""
-        if self._config.cluster is None or self._config.cluster.exchange == "push_pull":
+        if self._config.cluster is None or self._config.cluster.steps is None:
             return None
         if self._store is None:
             self._store = open_store(self._host)
@@ -101,7 +101,6 @@ class Chief:
         assert self._config.cluster is not None
         office, messages, cluster = self._office, self._messages, self._config.cluster
         messages.lost = None
-        steps = cluster.exchange != "push_pull"
         model = make_replica(self._config).model
         width = sum(part.width for part in model.parts())
         counts = {name: q.numel() for name, q in model.named_parameters()}
@@ -119,7 +118,7 @@ class Chief:
             return ClusterBody(office, store, job.statistics, traffic, cluster.trainers, started)
 
         def ready() -> None:
-            office.begin(generation, len(shards) if steps else 0)
+            office.begin(generation, len(shards) if cluster.steps is not None else 0)
 
         def keeper(folder: Path, job: Job) -> ClusterKeeper:
             return ClusterKeeper(folder, job.config.checkpoint.keep, store, ready)

@@ -50,7 +50,7 @@ def train_on_cluster(
             config.cluster.rows == "bf16",
             next((i.factor or 1.0 for i in config.inject if i.slow == f"worker-{worker}"), 1.0),
             security,
-            "auto" if config.cluster.exchange == "push_pull" else config.cluster.exchange,
+            config.cluster.steps or "auto",
         )
         for name, shard, worker in roles(config.cluster.nodes, config.cluster.servers, config.cluster.workers)
     ]

@@ -221,7 +221,7 @@ def choose(shape: Shape, exchange: Exchange, load: Load) -> Plan:
 
 def break_even(fields: int, dim: int, samples: int, numbers: int, hidden: int = 0) -> float:
     """N*: at how many ranks substitution costs as much as moving one row per field and sample, and all-reducing the
-    gradient of a first layer of width `hidden` (des.md, 3.4: F d (b + H) / (b K))."""
+    gradient of a first layer of width `hidden` (F d (b + H) / (b K))."""
     return fields * dim * (samples + hidden) / (samples * numbers)
 
 

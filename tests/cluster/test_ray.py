@@ -1,0 +1,149 @@
+"""The whole thing: `paceline train` on Ray nodes, whose processes die, whose pace is changed by a person."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import yaml
+from tools import synthetic
+
+ROWS = 60_000
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return synthetic(tmp_path_factory.mktemp("log"), rows=ROWS)
+
+
+@pytest.fixture(scope="module")
+def ray_nodes():
+    """Three Ray nodes on this machine; the address of the first."""
+    code = (
+        "import logging, sys\n"
+        "from ray.cluster_utils import Cluster\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 2, 'include_dashboard': False})\n"
+        "for _ in range(2):\n"
+        "    cluster.add_node(num_cpus=2, include_dashboard=False)\n"
+        "print(cluster.address, flush=True)\n"
+        "sys.stdin.read()\n"
+        "cluster.shutdown()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    address = next(line.strip() for line in process.stdout if ":" in line and " " not in line.strip())
+    yield address
+    process.communicate("")
+
+
+def job_file(folder, log, address, **changes):
+    values = {
+        "data": {"format": "criteo", "days": str(log / "day_*.tsv.gz")},
+        "model": {"name": "deepfm", "dim": 4, "hidden": [16, 8]},
+        "optimizer": {"sparse": {"name": "adagrad", "lr": 0.05}, "dense": {"name": "adam", "lr": 0.003}},
+        "batch": {"global": 128, "local": 32},
+        "pace": "sync",
+        "checkpoint": {"every": 4000},
+        "cluster": {"address": address, "nodes": 2, "workers": 1},
+        **changes,
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def start(job, run):
+    command = [sys.executable, "-m", "paceline", "train", str(job), "--run-dir", str(run)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process, run):
+    """The last metrics line of a run that has to end well; what it printed."""
+    output = process.communicate(timeout=400)[0]
+    assert process.returncode == 0, output
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]), output
+
+
+def test_a_run_survives_the_death_of_any_process_and_a_change_of_pace(tmp_path, log, ray_nodes):
+    """Sync (in steps of collectives), then GBA because a person asked for it; a helper, a node with a shard and the
+    coordinator are killed on the way."""
+    run = tmp_path / "run"
+    faults = [
+        {"kill": "worker-2", "at": 3000},
+        {"kill": "shard-1", "at": 18_000},
+        {"kill": "coordinator", "at": 42_000},
+    ]
+    process = start(job_file(tmp_path, log, ray_nodes, inject=faults), run)
+    said, asked = [], {}
+
+    def ask():
+        found = subprocess.run(
+            [sys.executable, "-m", "paceline", "pace", str(run), "gba", "max_staleness=4"],
+            capture_output=True,
+            text=True,
+        )
+        asked["code"], asked["text"] = found.returncode, found.stdout + found.stderr
+
+    asking = threading.Thread(target=ask)
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("day 1:") and asking.ident is None:
+            asking.start()
+    asking.join()
+    assert process.wait() == 0, "".join(said)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    end = lines[-1]
+    assert asked["code"] == 0, asked["text"]
+    assert asked["text"].startswith("gba from ")
+    assert [line["pace"] for line in lines] == ["sync", "gba", "gba"]
+    assert end["samples_read"] == ROWS == end["samples_applied"] + end["samples_dropped"]
+    assert end["recoveries"] == 2, "the helper's death costs no state"
+    assert end["recovery_s"] > 0
+    text = "".join(said)
+    for told in (
+        "helper-0 is killed",
+        "node-1 is killed",
+        "the coordinator is killed",
+        "going on from the last snapshot",
+    ):
+        assert told in text
+    # Two shards wrote it; one process reads it.
+    found = subprocess.run(
+        [sys.executable, "-m", "paceline", "evaluate", str(run), "--data", str(log / "day_2.tsv.gz"), "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(found.stdout)["rows"] == ROWS // 3
+
+
+def test_killed_by_the_system_it_goes_on_and_an_interrupted_run_resumes_on_other_nodes(tmp_path, log):
+    """On a Ray of its own: a process is killed -9 from outside; Ctrl-C keeps everything; one node more goes on."""
+    run = tmp_path / "run"
+    job = job_file(tmp_path, log, "local", pace="async", cluster={"nodes": 1, "workers": 1})
+    process = start(job, run)
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("day 1:") and not any("died" in s for s in said):
+            processes = json.loads((run / "processes.json").read_text())
+            os.kill(processes["node-0"]["pid"], signal.SIGKILL)
+        if line.startswith("resumed from"):
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 130, "".join(said)
+    assert "go on with --resume" in "".join(said)
+    kept = json.loads((sorted((run / "checkpoints").glob("[0-9]*"))[-1] / "state.json").read_text())
+    again = [sys.executable, "-m", "paceline", "train", str(job), "--run-dir", str(run), "--resume", "pace=sync"]
+    process = subprocess.Popen(
+        [*again, "cluster.nodes=2", "cluster.workers=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    end, output = finish(process, run)
+    assert f"{kept['machine']['account']['read']:,} settled" in output
+    assert end["samples_read"] == ROWS == end["samples_applied"] + end["samples_dropped"]
+    assert end["pace"] == "sync"
