@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from paceline import __version__
-from paceline.errors import ConfigError, Interrupted, PacelineError
+from paceline.errors import ConfigError, DataError, Interrupted, PacelineError
 
 app = typer.Typer(
     name="paceline",
@@ -107,7 +107,11 @@ def _run(job: Path, config: Any, run_dir: Path | None, resume: bool, go: Callabl
             go(folder, terminal)
         except KeyboardInterrupt as error:  # typer would swallow its message
             raise Interrupted(str(error)) from error
-    terminal.summary(read_metrics(folder), truth_of(day_files(config, job.parent.resolve())))
+    try:
+        files = day_files(config, job.parent.resolve())
+    except DataError:  # on a cluster only the coordinator has to see the data
+        files = []
+    terminal.summary(read_metrics(folder), truth_of(files))
 
 
 @app.command()
@@ -132,7 +136,7 @@ def simulate(
 
     ours, its = _split(overrides or [])
     spec = load_cluster(cluster, its)
-    config = load_config(job, [*ours, f"workers={spec.workers}"])
+    config = load_config(job, [*ours, f"workers={spec.workers}", "cluster=null"])
     base, cluster_base = job.parent.resolve(), cluster.parent.resolve()
     _run(
         job,

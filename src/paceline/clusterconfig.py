@@ -18,11 +18,13 @@ class ResourcesConfig(Strict):
 
 
 class TlsConfig(Strict):
-    """PEM files: this cluster's certificate, its key, and the authority that signed it."""
+    """PEM files: this cluster's certificate, its key, and the authority that signed it. hostname: that the certificate
+    is of, where it does not name the addresses of all machines."""
 
     cert: str
     key: str
     ca: str
+    hostname: str | None = None
 
 
 class SecurityConfig(Strict):

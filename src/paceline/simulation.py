@@ -66,6 +66,8 @@ def simulate(
 
 def _warn(config: JobConfig, spec: ClusterSpec, watcher: Watcher) -> None:
     """Tell of settings that are legal and seldom meant."""
+    if config.inject:
+        watcher.note("inject is for real workers: slow and dying ones of a simulation are in cluster.yaml")
     if config.batch.local is None and config.local_batch * spec.workers > config.batch.global_:
         watcher.note(
             f"batch.global ({config.batch.global_:,}) does not divide by {spec.workers:,} workers: each gradient is of"

@@ -94,14 +94,27 @@ def party(config, **options):
 
 
 def train_days(
-    config, base, store, body_of, pace=None, before_day=lambda day, coordinator: None, trace=lambda line: None
+    config,
+    base,
+    store,
+    body_of,
+    pace=None,
+    before_day=lambda day, coordinator: None,
+    trace=lambda line: None,
+    before_read=lambda coordinator: None,
 ):
     """Every day of the job on `store`; the coordinator."""
     job = assemble(config, base, store=store) if store is not None else assemble(config, base)
     statistics = Statistics(job.replicas[0].statistics)
     body = body_of(job, statistics)
     machine = p.begin(pace or config.pace.build(config.gradients))
-    coordinator = Coordinator(machine, job.route, trace, statistics=statistics)
+    found = []
+
+    def read(_):
+        before_read(found[0])
+
+    coordinator = Coordinator(machine, job.route, trace, statistics=statistics, before_read=read)
+    found.append(coordinator)
     moments = no_moments(len(job.schema.dense))
     for day, files in enumerate(job.days):
         before_day(day, coordinator)

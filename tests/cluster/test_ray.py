@@ -60,16 +60,9 @@ def job_file(folder, log, address, **changes):
     return path
 
 
-def start(job, run):
-    command = [sys.executable, "-m", "paceline", "train", str(job), "--run-dir", str(run)]
+def start(job, run, *more):
+    command = [sys.executable, "-m", "paceline", "train", str(job), "--run-dir", str(run), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process, run):
-    """The last metrics line of a run that has to end well; what it printed."""
-    output = process.communicate(timeout=400)[0]
-    assert process.returncode == 0, output
-    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]), output
 
 
 def test_a_run_survives_the_death_of_any_process_and_a_change_of_pace(tmp_path, log, ray_nodes):
@@ -81,7 +74,6 @@ def test_a_run_survives_the_death_of_any_process_and_a_change_of_pace(tmp_path, 
         {"kill": "shard-1", "at": 18_000},
         {"kill": "coordinator", "at": 42_000},
     ]
-    process = start(job_file(tmp_path, log, ray_nodes, inject=faults), run)
     said, asked = [], {}
 
     def ask():
@@ -93,12 +85,14 @@ def test_a_run_survives_the_death_of_any_process_and_a_change_of_pace(tmp_path, 
         asked["code"], asked["text"] = found.returncode, found.stdout + found.stderr
 
     asking = threading.Thread(target=ask)
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith("day 1:") and asking.ident is None:
-            asking.start()
-    asking.join()
-    assert process.wait() == 0, "".join(said)
+    with start(job_file(tmp_path, log, ray_nodes, inject=faults), run) as process:
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("day 1:") and asking.ident is None:
+                asking.start()
+        if asking.ident is not None:
+            asking.join()
+    assert process.returncode == 0, "".join(said)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     end = lines[-1]
     assert asked["code"] == 0, asked["text"]
@@ -127,23 +121,24 @@ def test_killed_by_the_system_it_goes_on_and_an_interrupted_run_resumes_on_other
     """On a Ray of its own: a process is killed -9 from outside; Ctrl-C keeps everything; one node more goes on."""
     run = tmp_path / "run"
     job = job_file(tmp_path, log, "local", pace="async", cluster={"nodes": 1, "workers": 1})
-    process = start(job, run)
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if line.startswith("day 1:") and not any("died" in s for s in said):
-            processes = json.loads((run / "processes.json").read_text())
-            os.kill(processes["node-0"]["pid"], signal.SIGKILL)
-        if line.startswith("resumed from"):
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 130, "".join(said)
+    said, killed = [], False
+    with start(job, run) as process:
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("day 1:") and not killed:
+                killed = True
+                processes = json.loads((run / "processes.json").read_text())
+                os.kill(processes["node-0"]["pid"], signal.SIGKILL)
+            if line.startswith("resumed from"):
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 130, "".join(said)
     assert "go on with --resume" in "".join(said)
     kept = json.loads((sorted((run / "checkpoints").glob("[0-9]*"))[-1] / "state.json").read_text())
-    again = [sys.executable, "-m", "paceline", "train", str(job), "--run-dir", str(run), "--resume", "pace=sync"]
-    process = subprocess.Popen(
-        [*again, "cluster.nodes=2", "cluster.workers=0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    end, output = finish(process, run)
+    again = ["--resume", "pace=sync", "cluster.nodes=2", "cluster.workers=0"]
+    with start(job, run, *again) as process:
+        output = process.communicate()[0]
+    assert process.returncode == 0, output
+    end = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"{kept['machine']['account']['read']:,} settled" in output
     assert end["samples_read"] == ROWS == end["samples_applied"] + end["samples_dropped"]
     assert end["pace"] == "sync"

@@ -129,3 +129,22 @@ def test_encryption_without_a_certificate_of_ones_own_is_refused(guarded, ca):
             pytest.raises((fl.FlightError, OSError)),
         ):
             list(client.do_action(fl.Action("statistics", b""), options))
+
+
+def test_who_may_read_rows_may_not_give_orders(log):
+    """A client with the token reads; what changes or ends a job asks for what only its own processes know."""
+    made = Party(job(log), nodes=1, security=Security("a secret", inner="known inside"))
+    try:
+        made.begin()
+        reader = Security("a secret")
+        with reader.connect(made.addresses[0]) as client:
+            assert client.do_get(fl.Ticket(json.dumps({"ids": [1, 2]}).encode())).read_all().num_rows == 2
+        assert call(reader, made.addresses[0], "statistics")["version"] == 0
+        for action in ("reset", "write", "take", "counted", "die"):
+            with pytest.raises(ClusterLost, match="own processes"):
+                call(reader, made.addresses[0], action)
+        for address in (made.addresses[0], f"127.0.0.1:{made.office.port}"):
+            with pytest.raises(PeerLost, match="own processes"):
+                read_over_a_stream(reader, address)
+    finally:
+        made.end()

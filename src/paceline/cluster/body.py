@@ -63,7 +63,8 @@ class ClusterBody:
         if self._store.failure is not None:
             raise self._store.failure
         self._store.on_failure = coordinator.fail
-        if not self._office.wait_for_workers(self._workers, PATIENCE) and not self._office.workers():
+        expected = self._workers if self._coordinator is None else 1
+        if not self._office.wait_for_workers(expected, PATIENCE) and not self._office.workers():
             raise ClusterLost(f"no worker came within {PATIENCE:g} seconds")
         if self._coordinator is None:
             self._coordinator, self._updates = coordinator, coordinator.machine.account.updates

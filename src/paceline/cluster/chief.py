@@ -92,7 +92,7 @@ class Chief:
         return self._host, self._store.port
 
     def run(
-        self, generation: int, shards: list[str], resume: bool, threads: int, recovered: tuple[int, float, float | None]
+        self, generation: int, shards: list[str], resume: bool, recovered: tuple[int, float, float | None]
     ) -> tuple[str, Any]:
         """Train until the end or until something is lost: ("end", last metrics line), ("lost", why), ("interrupted",
         what was kept) or ("error", what). recovered: how often this run was lost before and the seconds that it took to
@@ -124,7 +124,7 @@ class Chief:
             return ClusterKeeper(folder, job.config.checkpoint.keep, store, ready)
 
         try:
-            config, base = self._config, self._base
+            config, base, threads = self._config, self._base, max(1, min(4, os.cpu_count() or 1))
             return "end", train(config, base, self._run_dir, resume, messages, body, threads, store, keeper)
         except ClusterLost as error:
             return "lost", str(error)

@@ -103,6 +103,7 @@ class Node:
         self._ended.set()
         for pulse in self._pulses:
             pulse.stop()
+        self._cut_off("")
         if self._service is not None:
             self._service.shutdown()
             self._service = None

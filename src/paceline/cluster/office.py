@@ -54,6 +54,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
     def __init__(self, security: Security, host: str = "127.0.0.1") -> None:
         super().__init__(f"{security.scheme}://{host}:0", **security.server())
         self.generation = 0
+        self._security = security
         self._changed = threading.Condition()
         self._day = 0
         self._open = False
@@ -151,14 +152,18 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         """`alive`, with {"workers": [names]}: they still are."""
         if action.type != "alive":
             raise fl.FlightServerError(f"no action {action.type!r}; there is alive")
+        asked = json.loads(action.body.to_pybytes())
+        self._security.check(asked)
         with self._changed:
-            for worker in json.loads(action.body.to_pybytes())["workers"]:
+            for worker in asked["workers"]:
                 if worker in self._places:
                     self._places[worker].heard = time.monotonic()
         yield fl.Result(b"{}")
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        place = Place(json.loads(descriptor.command), context)
+        opened = json.loads(descriptor.command)
+        self._security.check(opened)
+        place = Place(opened, context)
         with self._changed:
             if place.generation != self.generation:
                 raise fl.FlightServerError("superseded")

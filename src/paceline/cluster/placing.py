@@ -106,7 +106,7 @@ class Cluster:
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ConfigError(
                 f"cluster.address: no Ray cluster at {address!r} ({str(error).splitlines()[0]}); start one"
-                " (docs/cluster.md), or use address: local"
+                " (docs/running-on-a-cluster.md), or use address: local"
             ) from error
         self._own = True
 

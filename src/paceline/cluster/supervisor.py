@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from paceline.exchange.security import Security
 from paceline.rundir import PROCESSES, replace_text
 from paceline.watcher import Silent, Watcher
 
-_GIVE_UP = 5  # generations in a row that were lost before anything was trained
+_GIVE_UP = 8  # generations in a row that did not get further than one before them
 
 
 def train_on_cluster(
@@ -54,6 +55,10 @@ def train_on_cluster(
         )
         for name, shard, worker in roles(config.cluster.nodes, config.cluster.servers, config.cluster.workers)
     ]
+    if security.token is not None and config.cluster.steps is not None:
+        (watcher or Silent()).note(
+            "collectives ask nobody for the token: with strangers in the network, set cluster.exchange=push_pull"
+        )
     chief = (written, str(base), str(run_dir.absolute()), security)
     with placing.Cluster(config.cluster, specs, chief) as cluster:
         return _Supervisor(config, run_dir, specs, cluster, placing, watcher or Silent(), resume).run()
@@ -78,9 +83,11 @@ def read_security(config: ClusterConfig, base: Path) -> Security:
         token = read("token", token.removeprefix("file:")).decode().strip()
     if token is not None and not token:
         raise ConfigError("cluster.security.token: it is empty")
+    inner = secrets.token_hex(16)
     if tls is None:
-        return Security(token)
-    return Security(token, read("tls.cert", tls.cert), read("tls.key", tls.key), read("tls.ca", tls.ca))
+        return Security(token, inner=inner)
+    cert, key, ca = read("tls.cert", tls.cert), read("tls.key", tls.key), read("tls.ca", tls.ca)
+    return Security(token, cert, key, ca, tls.hostname, inner)
 
 
 def _check_inject(config: JobConfig) -> None:
@@ -108,7 +115,7 @@ class _Supervisor:
         self._generation = int(time.time())  # above that of any earlier supervisor of the same processes
         self._lost_at: float | None = None
         self._losses, self._seconds = 0, 0.0  # generations that were lost, and what it took to go on
-        self._fruitless = 0
+        self._fruitless, self._furthest = 0, -1
         self._injected = [(i.kill, i.at) for i in config.inject if i.kill is not None and i.at is not None]
 
     def run(self) -> dict[str, Any]:
@@ -129,8 +136,8 @@ class _Supervisor:
             self._fruitless += 1
             self._resume = True
             self._watcher.note(f"{value}; going on from the last snapshot")
-            if self._fruitless > _GIVE_UP:
-                raise TrainingError(f"{_GIVE_UP} times in a row something died before anything was trained: {value}")
+            if self._fruitless >= _GIVE_UP:
+                raise TrainingError(f"{_GIVE_UP} times in a row something died before the run got any further: {value}")
 
     def _one_generation(self) -> tuple[str, Any]:
         insist, cluster = self._ray.insist, self._cluster
@@ -143,9 +150,8 @@ class _Supervisor:
                 self._shards.append(address)
         self._ray.watch_again(cluster)
         self._tell_processes()
-        threads = max(1, min(4, (os.cpu_count() or 2)))
         lost = (self._losses, self._seconds, self._lost_at)
-        run = cluster.chief.actor.run.remote(self._generation, self._shards, self._resume, threads, lost)
+        run = cluster.chief.actor.run.remote(self._generation, self._shards, self._resume, lost)
         for spec in self._specs:
             cluster.nodes[spec.name].actor.begin.remote(self._generation, self._shards, self._office, self._meeting)
         returning: dict[str, Any] = {}
@@ -198,6 +204,7 @@ class _Supervisor:
                 address, pid = self._ray.answer(placed.actor.start.remote())
                 told[placed.name] = {"address": address, "pid": pid}
         with contextlib.suppress(OSError):
+            self._run_dir.mkdir(parents=True, exist_ok=True)
             replace_text(self._run_dir / PROCESSES, json.dumps(told, indent=1) + "\n")
 
     def _relay(self) -> None:
@@ -211,8 +218,12 @@ class _Supervisor:
                 self._seconds, self._lost_at = values[0], None
                 continue
             if what == "tick":
-                self._fruitless = 0
-                self._kill_as_asked(values[0]["rows"])
+                rows = values[0]["rows"]
+                if self._furthest < 0 and self._resume:  # a run that goes on: what is past is past
+                    self._injected = [(name, at) for name, at in self._injected if at > rows]
+                if rows > self._furthest:
+                    self._furthest, self._fruitless = rows, 0
+                self._kill_as_asked(rows)
             getattr(self._watcher, what)(*values)
 
     def _kill_as_asked(self, rows: int) -> None:

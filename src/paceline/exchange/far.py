@@ -88,7 +88,7 @@ def call(security: Security, address: str, action: str, **asked: Any) -> Answer:
     """What a service answers to an action. Raises ClusterLost if it cannot be reached."""
     try:
         with security.connect(address) as client:
-            results = list(client.do_action(fl.Action(action, json.dumps(asked).encode())))
+            results = list(client.do_action(fl.Action(action, json.dumps({**asked, "inner": security.inner}).encode())))
     except (fl.FlightError, pa.ArrowException) as error:
         raise ClusterLost(f"{address} does not answer: {str(error).split('. ')[0][:200]}") from error
     found: Answer = json.loads(results[0].body.to_pybytes())

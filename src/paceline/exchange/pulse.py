@@ -36,7 +36,7 @@ class Pulse:
         gone: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._security, self._action, self._gone = security, action, gone
-        self._asked = json.dumps(asked).encode()
+        self._asked = json.dumps({**asked, "inner": security.inner}).encode()
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(a,), daemon=True) for a in addresses]
 

@@ -14,16 +14,24 @@ _HEADER = "authorization"
 @dataclass(frozen=True, slots=True)
 class Security:
     """token: a shared secret, or None; cert, key, ca: PEM text of this process's certificate, its key, and of the
-    authority that signed everybody's, or all None for no encryption."""
+    authority that signed everybody's, or all None for no encryption; hostname: that certificates are of, if not of the
+    address; inner: what the job's own processes know, and who merely reads its rows does not."""
 
     token: str | None = None
     cert: bytes | None = None
     key: bytes | None = None
     ca: bytes | None = None
+    hostname: str | None = None
+    inner: str = ""
 
     @property
     def scheme(self) -> str:
         return "grpc+tls" if self.cert is not None else "grpc+tcp"
+
+    def check(self, said: dict[str, Any]) -> None:
+        """Raises FlightUnauthorizedError if a message is not of one of the job's own processes."""
+        if not hmac.compare_digest(str(said.get("inner", "")).encode(), self.inner.encode()):
+            raise fl.FlightUnauthorizedError("only the job's own processes may ask for this")
 
     def server(self) -> dict[str, Any]:
         """Options of a Flight server: it refuses callers without the token, and without a certificate of the
@@ -46,6 +54,8 @@ class Security:
             options["middleware"] = [_GiveToken(self.token)]
         if self.cert is not None:
             options |= {"tls_root_certs": self.ca, "cert_chain": self.cert, "private_key": self.key}
+            if self.hostname is not None:
+                options["override_hostname"] = self.hostname
         # Messages are as large as a batch's rows are.
         limits = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         return fl.FlightClient(f"{self.scheme}://{address}", generic_options=limits, **options)

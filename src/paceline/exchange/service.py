@@ -31,11 +31,12 @@ class ShardService(fl.FlightServerBase):  # type: ignore[misc]
         self, desk: Desk, security: Security, actions: dict[str, Action], host: str = "127.0.0.1", port: int = 0
     ) -> None:
         super().__init__(f"{security.scheme}://{host}:{port}", **security.server())
-        self._desk = desk
+        self._desk, self._security = desk, security
         self._actions: dict[str, Action] = {"statistics": self._statistics, **actions}
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         opened = json.loads(descriptor.command)
+        self._security.check(opened)
         generation = int(opened["generation"])
         answer = {"worker": self._worker, "orders": self._order}[opened["kind"]]
         writer.begin(wire.SCHEMA)
@@ -101,7 +102,10 @@ class ShardService(fl.FlightServerBase):  # type: ignore[misc]
         if action.type not in self._actions:
             raise fl.FlightServerError(f"no action {action.type!r}; there are {', '.join(self._actions)}")
         body = action.body.to_pybytes() if action.body is not None else b""
-        told = self._actions[action.type](json.loads(body or b"{}"))
+        asked = json.loads(body or b"{}")
+        if action.type != "statistics":
+            self._security.check(asked)
+        told = self._actions[action.type](asked)
         yield fl.Result(json.dumps(told).encode())
 
     def _statistics(self, _: dict[str, Any]) -> dict[str, Any]:

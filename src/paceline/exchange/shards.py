@@ -34,7 +34,7 @@ class Stream:
         self._client = security.connect(address)
         try:
             self._writer, self._reader = self._client.do_exchange(
-                fl.FlightDescriptor.for_command(json.dumps(opened).encode())
+                fl.FlightDescriptor.for_command(json.dumps({**opened, "inner": security.inner}).encode())
             )
             self._writer.begin(wire.SCHEMA)
         except (fl.FlightError, pa.ArrowException) as error:

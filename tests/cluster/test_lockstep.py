@@ -1,0 +1,59 @@
+"""Switching between steps of collectives and push and pull, and who is lost in a step."""
+
+import numpy as np
+import pytest
+import torch
+from parties import locally, on_cluster, party
+from tools import job, synthetic
+
+from paceline import pace as p
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return synthetic(tmp_path_factory.mktemp("log"))
+
+
+@pytest.mark.parametrize("exchange", ["rows", "substitute"])
+def test_the_pace_changes_under_way_and_the_account_closes(log, exchange):
+    """sync -> gba -> sync -> async -> gba, each in the middle of a day: steps begin and end, no sample is lost."""
+    config = job(log)
+    m = config.gradients
+    plan = [(600, p.gba(m)), (1700, p.sync(m)), (3100, p.asynchronous()), (4500, p.gba(m))]
+    with party(config, nodes=3, steps=True, exchange=exchange) as made:
+        left = list(plan)
+
+        def before_read(coordinator):
+            if left and coordinator.machine.account.read >= left[0][0]:
+                coordinator.switch(left.pop(0)[1])
+
+        rows, dense, coordinator = on_cluster(config, log, made, before_read=before_read)
+    account = coordinator.machine.account
+    assert not left
+    assert account.read == 6000 == account.applied + account.dropped
+    assert len(coordinator.pauses) == 4
+    assert torch.isfinite(dense).all()
+    assert len(rows) > 1000
+    told = made.traffic.per_update(account.updates)["bytes_measured"]
+    assert told["row_gradients"] > 0, "push and pull took place"
+    assert told["norms" if exchange == "substitute" else "rows"] > 0, "and steps"
+
+
+def test_a_worker_that_dies_in_steps_costs_nothing(log):
+    """A process without a shard vanishes between two steps: the others form a new group, and the numbers are those of
+    an undisturbed run, bit for bit."""
+    config = job(log)
+    expected_rows, expected_dense, _ = locally(config, log)
+    with party(config, nodes=2, workers=1, steps=True, exchange="rows") as made:
+        helper = made.nodes[-1]
+
+        def before_read(coordinator):
+            if coordinator.machine.account.read >= 1500:
+                helper.end()
+
+        rows, dense, coordinator = on_cluster(config, log, made, before_read=before_read)
+        assert made.office.workers() == ["worker-0", "worker-0+1", "worker-1", "worker-1+1"]
+    assert coordinator.machine.account.read == coordinator.machine.account.applied == 6000
+    for key, values in rows.items():
+        np.testing.assert_array_equal(values, expected_rows[key])
+    assert dense.equal(expected_dense)
