@@ -11,7 +11,7 @@ from paceline.cluster.office import Office
 from paceline.cluster.traffic import Traffic
 from paceline.errors import ClusterLost
 from paceline.exchange.far import FarShards
-from paceline.runtimes.ahead import read_ahead
+from paceline.runtimes.ahead import ReadAhead
 from paceline.runtimes.body import nothing_told
 from paceline.runtimes.coordinator import Coordinator
 from paceline.runtimes.statistics import Statistics
@@ -70,7 +70,8 @@ class ClusterBody:
             self._coordinator, self._updates = coordinator, coordinator.machine.account.updates
             self._recovered = self._on_start()
         self._statistics.keep(self._office.workers())
-        coordinator.open(read_ahead(source, _AHEAD))
+        ahead = ReadAhead(source, _AHEAD)
+        coordinator.open(ahead)
         self._office.open_day(coordinator, self._statistics)
         pulse = self._store.pulse(lambda a: coordinator.fail(ClusterLost(f"the shard at {a} is silent")))
         try:
@@ -82,6 +83,7 @@ class ClusterBody:
             raise
         finally:
             pulse.stop()
+            ahead.close()
         if coordinator.failure is not None:
             raise coordinator.failure
         self._office.close_day()

@@ -7,39 +7,60 @@ import threading
 from collections.abc import Iterator
 
 from paceline.batch import Batch
+from paceline.runtimes.coordinator import Stopped
 
 
-def read_ahead(source: Iterator[Batch], batches: int) -> Iterator[Batch]:
+class ReadAhead:
     """The batches of `source`, up to `batches` of them read in another thread before they are asked for. An error of
-    `source` comes where its batch would have come."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(batches)
-    stopped = threading.Event()
+    `source` comes where its batch would have come.
 
-    def put(item: Batch | BaseException | None) -> bool:
-        while not stopped.is_set():
+    `close` may be called from any thread, also while another waits for a batch: that one gets Stopped. When it returns,
+    nobody is reading from `source`.
+    """
+
+    def __init__(self, source: Iterator[Batch], batches: int) -> None:
+        self._source = source
+        self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(batches)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="reading ahead", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> ReadAhead:
+        return self
+
+    def __next__(self) -> Batch:
+        while not self._stopped.is_set():
             try:
-                ready.put(item, timeout=0.1)
+                item = self._ready.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                self._ready.put(None)  # for whoever asks again
+                raise StopIteration
+            return item
+        raise Stopped  # and not the end of the data
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _read(self) -> None:
+        try:
+            for batch in self._source:
+                if not self._put(batch):
+                    return
+            self._put(None)
+        except BaseException as error:  # raised again where the batches are taken
+            self._put(error)
+
+    def _put(self, item: Batch | BaseException | None) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
                 return True
             except queue.Full:
                 continue
         return False
-
-    def read() -> None:
-        try:
-            for batch in source:
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:  # raised again where the batches are taken
-            put(error)
-
-    thread = threading.Thread(target=read, name="reading ahead", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
