@@ -107,7 +107,7 @@ class Replica:
         count = len(self._parameters)
         dense = torch.cat([g.reshape(-1) for g in grads[:count]]) if count else torch.zeros(0)
         sums = row_sums(self.layout, batch, pulled, [g.contiguous().numpy() for g in grads[count:]])
-        return float(loss.detach()), Gradient(dense, pulled.numbers, sums, pulled.counts)
+        return float(loss.detach()), Gradient(dense, pulled.numbers, sums, pulled.counts, pulled.applied)
 
     @torch.no_grad()
     def predict(self, batch: Batch, pulled: Pulled) -> Floats:
@@ -171,5 +171,6 @@ class StackedReplica:
         made = []
         for k, (batch, pull, loss) in enumerate(zip(batches, pulled, losses.tolist(), strict=True)):
             sums = row_sums(replica.layout, batch, pull, [values[k] for values in of_rows])
-            made.append((loss, Gradient(grads[0][k].clone(), pull.numbers, sums, pull.counts), statistics[k]))
+            gradient = Gradient(grads[0][k].clone(), pull.numbers, sums, pull.counts, pull.applied)
+            made.append((loss, gradient, statistics[k]))
         return made
