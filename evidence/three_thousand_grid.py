@@ -2,8 +2,9 @@
 
 First the control: plain async at 100 to 3000 workers over learning rates (times the rates of sync). Then, at 3000
 workers and with the rates of sync, the pace family: how many local batches make an update, which law weighs staleness,
-of the gradient or of each row, on gradients or on steps, and GBA's tokens. The log drifts as slowly per sample as that
-of the finalists (evidence/three_thousand.py), and all arms go on from the same first day in sync.
+of the gradient or of each row, on gradients or on steps, GBA's tokens, and Adagrad that knows what its gradients missed
+(McMahan and Streeter, NIPS 2014). The log drifts as slowly per sample as that of the finalists
+(evidence/three_thousand.py), and all arms go on from the same first day in sync.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import statistics
 from typing import Any
 
 from harness import COLOURS, Arm, Log, Result, Study, axes, mean_spread, merged, table
-from three_thousand import JOB, LOCAL, adagrad, cluster, sync
+from three_thousand import A0, DENSE_LR, JOB, LOCAL, SPARSE_LR, adagrad, cluster, sync
 
 RATES = {100: (0.2, 0.5, 1.0), 300: (0.1, 0.2, 0.5), 1000: (0.05, 0.1, 0.2), 3000: (0.05, 0.1, 0.2)}
 
@@ -23,6 +24,11 @@ def aggregated(name: str, gradients: int, **options: Any) -> dict[str, Any]:
 
 def weight(k: float, rows: str = "row", scales: str = "step", law: str = "power") -> dict[str, Any]:
     return {"weight": {"law": law, "k": k, "rows": rows, "scales": scales}}
+
+
+def delay_aware(rate: float = 1.0) -> dict[str, Any]:
+    common = {"name": "adagrad_delay", "initial": A0}
+    return {"optimizer": {"sparse": {**common, "lr": SPARSE_LR * rate}, "dense": {**common, "lr": DENSE_LR * rate}}}
 
 
 BULK = "bulk_synchronous"
@@ -42,6 +48,9 @@ FAMILY: dict[str, dict[str, Any]] = {
     "1024 a step, k=2 of rows on steps": aggregated(BULK, 1024, **weight(2)),
     "GBA 256, data tokens": aggregated("gba", 256),
     "GBA 256, version tokens, limit 20": aggregated("gba", 256, tokens="version", max_staleness=20),
+    "async, delay-aware": {"pace": {"name": "async"}, **delay_aware()},
+    "async, delay-aware, 0.3 of the rates": {"pace": {"name": "async"}, **delay_aware(0.3)},
+    "256 a step, delay-aware": {**aggregated(BULK, 256), **delay_aware()},
 }
 
 
@@ -52,12 +61,18 @@ def main() -> None:
     for seed in study.seeds:
         log = Log(rows, days, seed, drift)
         first = {"data": {"days": [str(log.folder() / "day_0.parquet")]}}
-        start = Arm("warm", merged(JOB, adagrad(), sync(32), first), cluster(1), log, seed)
+        plain = Arm("warm", merged(JOB, adagrad(), sync(32), first), cluster(1), log, seed)
+        # In sync nothing is missed: the same first day, with the sums that these arms go on with.
+        aware = Arm("warm_delay", merged(JOB, delay_aware(), sync(32), first), cluster(1), log, seed)
 
-        def arm(name: str, count: int, *more: dict[str, Any], start: Arm = start, **tags: Any) -> Arm:
+        def arm(
+            name: str, count: int, *more: dict[str, Any], starts: tuple[Arm, Arm] = (plain, aware), **tags: Any
+        ) -> Arm:
             slug = name.replace(", ", "_").replace(" ", "_").replace("=", "")
             where = cluster(1 if name.startswith("sync") else count)
-            job = merged(JOB, adagrad(), *more)
+            own = any("optimizer" in each for each in more)
+            job = merged(JOB, *([] if own else [adagrad()]), *more)
+            start = starts["delay-aware" in name]
             return Arm(f"{count}-{slug}", job, where, start.log, start.seed, start, 1, {"way": name, **tags})
 
         for workers, rates in RATES.items() if not study.quick else [(100, (0.5,))]:
@@ -65,7 +80,7 @@ def main() -> None:
                 arm(f"plain x{rate:g}", workers, {"pace": {"name": "async"}}, adagrad(rate), workers=workers, rate=rate)
                 for rate in rates
             ]
-        family = FAMILY if not study.quick else dict(list(FAMILY.items())[-2:])
+        family = FAMILY if not study.quick else dict(list(FAMILY.items())[-3:])
         arms += [arm(name, 3000 if not study.quick else 100, more, family=True) for name, more in family.items()]
     report(study, study.run(arms), days)
 

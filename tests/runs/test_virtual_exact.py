@@ -95,6 +95,26 @@ def test_every_gradient_is_of_the_parameters_as_they_stood_at_its_grant(log, tmp
         np.testing.assert_allclose(value.numpy(), dense[key], **exact)
 
 
+DELAY = {"sparse": {"name": "adagrad_delay"}, "dense": {"name": "adagrad_delay", "lr": 0.003}}
+
+
+@pytest.mark.parametrize("name", ["async", "damped"])
+def test_every_gradient_brings_back_the_sums_that_it_was_computed_on(log, tmp_path, name):
+    config = job(log, pace=PACES[name], optimizer=DELAY, checkpoint__every=10**9)
+    spec = cluster(9, compute={"speed_sigma": 0.5, "jitter_sigma": 0.3}, failures={"mtbf_s": 3, "return_s": 0.5})
+    run(config, spec, log, tmp_path / "run", threads=2)
+    rows, dense, _ = state_of(tmp_path / "run")
+    shard = replayed(config, log, tmp_path / "run" / "pace.trace")
+    blocks = list(shard.table.blocks())
+    order = np.argsort(np.concatenate([b.ids for b in blocks]))
+    for part in ("weights", "slots"):
+        assert np.array_equal(np.concatenate([getattr(b, part) for b in blocks])[order], rows[part])
+    for key, value in (*shard.dense.weights().items(), *shard.dense.slots()[0].items()):
+        assert np.array_equal(value.numpy(), dense[key])
+    width = rows["weights"].shape[1]
+    assert not np.array_equal(rows["slots"][:, :width], rows["slots"][:, width : 2 * width]), "nothing was missed"
+
+
 class Impatient(Silent):
     """Interrupts, as Ctrl-C would, at the n-th tenth of a second."""
 

@@ -6,16 +6,15 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from paceline.batch import Ints
-from paceline.exchange.direct import DirectRoute, Ticket
+from paceline.exchange.direct import DirectRoute, Pulled, Ticket
 from paceline.pace import Apply
 from paceline.params.shard import Gradient
 from paceline.params.sparse import Floats
 
-Counts = npt.NDArray[np.int32]
+_NO_POSITIONS = np.zeros(0, np.int32)
 PATIENCE = 60.0  # seconds that a pull waits for a version before it gives up
 
 
@@ -44,7 +43,7 @@ class Desk:
         self.home = home
         self.generation = -1
         self._changed = threading.Condition()
-        self._pulled: dict[int, tuple[int, Ints, Counts]] = {}
+        self._pulled: dict[int, tuple[int, Pulled]] = {}
 
     def begin(self, generation: int, home: DirectRoute) -> None:
         """A new generation with this state: whoever is of an older one is refused, and what waited is forgotten."""
@@ -63,21 +62,22 @@ class Desk:
         caller has it in the present version already."""
         with self._changed:
             self._await(generation, ticket.version)
-            numbers, weights, counts = self.home.pull_distinct(ids, None)
-            self._pulled[ticket.gradient] = (ticket.attempt, numbers, counts)
+            pulled = self.home.pull_distinct(ids, _NO_POSITIONS, None)
+            self._pulled[ticket.gradient] = (ticket.attempt, pulled)
             version = self.home.version
             dense = None if have == version else self.home.shard.dense.flat.numpy().copy()
-        return Rows(weights, dense, version)
+        return Rows(pulled.weights, dense, version)
 
     def push(self, generation: int, ticket: Ticket, dense: Floats, row_gradients: Floats) -> None:
         """Keep a gradient until the coordinator settles it: dense float32 [slice], row_gradients float32 [n, w] in the
         order of the pull's ids."""
         with self._changed:
             self.check(generation)
-            attempt, numbers, counts = self._pulled.get(ticket.gradient, (-1, None, None))
-            if attempt != ticket.attempt or numbers is None:
+            attempt, pulled = self._pulled.get(ticket.gradient, (-1, None))
+            if attempt != ticket.attempt or pulled is None:
                 raise Superseded(f"gradient {ticket.gradient} was given to another worker")
-            gradient = Gradient(torch.from_numpy(dense), numbers, row_gradients, counts)
+            flat = torch.from_numpy(dense)
+            gradient = Gradient(flat, pulled.numbers, row_gradients, pulled.counts, pulled.applied)
             self.home.push(ticket.gradient, gradient)
 
     def apply(self, generation: int, command: Apply) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paceline.batch import Ints
 from paceline.pace import Apply
-from paceline.params.shard import Gradient, Shard, Weighted
+from paceline.params.shard import Applied, Gradient, Shard, Weighted
 from paceline.params.sparse import Floats
 from paceline.params.table import unique
 
@@ -21,17 +21,20 @@ from paceline.params.table import unique
 @dataclass(frozen=True, slots=True)
 class Pulled:
     """Rows of a batch: numbers int64 [n] in the shard's table, weights float32 [n, w] of the distinct ids, and
-    inverse int32 [positions] from the batch's positions to them; counts int32 [n]: updates that the rows had had."""
+    inverse int32 [positions] from the batch's positions to them; counts int32 [n]: updates that the rows had had;
+    applied: the sums of gradients that come along, if an optimizer asks for them."""
 
     numbers: Ints
     weights: Floats
     inverse: npt.NDArray[np.int32]
     counts: npt.NDArray[np.int32]
+    applied: Applied | None = None
 
     @property
     def bytes(self) -> int:
-        """What a pull of these rows carries: ids int64 there, weights float32 back."""
-        return int(8 * self.numbers.shape[0] + self.weights.nbytes)
+        """What a pull of these rows carries: ids int64 there, weights float32 back, and `applied`."""
+        sums = 0 if self.applied is None else self.applied.bytes
+        return int(8 * self.numbers.shape[0] + self.weights.nbytes) + sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +65,17 @@ class DirectRoute:
         """Rows for a batch's ids (int64 [positions], repeats allowed; new ids are created) and, unless `dense` is None,
         the dense parameters. Here everybody sees the newest version, whatever the ticket asks for."""
         distinct, inverse = unique(ids)
-        numbers, weights, counts = self.pull_distinct(distinct, dense)
-        return Pulled(numbers, weights, inverse, counts)
+        return self.pull_distinct(distinct, inverse, dense)
 
-    def pull_distinct(self, distinct: Ints, dense: Tensor | None) -> tuple[Ints, Floats, npt.NDArray[np.int32]]:
-        """(numbers, weights, counts) of distinct ids; otherwise as `pull`."""
+    def pull_distinct(self, distinct: Ints, inverse: npt.NDArray[np.int32], dense: Tensor | None) -> Pulled:
+        """The same of distinct ids; inverse: int32, from whatever positions there are to them."""
         with self._lock:
             numbers = self.shard.table.find_or_insert(distinct)
             weights, counts = self.shard.table.pull_counted(numbers, distinct)
             if dense is not None:
                 self.shard.pull_dense(dense)
-        return numbers, weights, counts
+            applied = self.shard.applied(numbers)
+        return Pulled(numbers, weights, inverse, counts, applied)
 
     def read(self, ids: Ints) -> Pulled:
         """Rows for evaluation: nothing is created; an unknown id has the row it would start from.

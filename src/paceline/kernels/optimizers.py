@@ -1,6 +1,7 @@
 """The row optimizers, one row at a time, where the row lives.
 
-Each has a numpy twin in `paceline.params.sparse` or, for those with decay periods, in `paceline.params.swap`.
+Each has a numpy twin in `paceline.params.sparse`, those with decay periods in `paceline.params.swap`, that which knows
+what its gradients missed in `paceline.params.delay`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from paceline.kernels.pointers import floats_at, ints_at
 SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL, RMSPROP = 0, 1, 2, 3, 4, 5
 # With decay periods: the last slot of a row is its period counter; hyper[4] is the decay, hyper[5] > 0 means eager.
 ADAGRAD_SWAP, ROWWISE_ADAGRAD_SWAP, ADAM_SWAP, RMSPROP_SWAP, FTRL_SWAP = 6, 7, 8, 9, 10
+ADAGRAD_DELAY = 11
 
 # Below it a decayed sum of squares would end at 0, which FTRL takes for a row that was never updated.
 SMALLEST = np.float32(np.finfo(np.float32).tiny)
@@ -150,12 +152,28 @@ def _rmsprop_swap(record, g, lr, eps):
 
 
 @kernel
-def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, periods, hyper):
+def _adagrad_delay(record, g, overlap, missed, lr, revise):
+    n = g.shape[0]
+    for j in range(n):
+        before = np.sqrt(record[2 * n + j])
+        z = record[n + j] + (g[j] * g[j] + np.float32(2.0) * overlap[j])
+        record[n + j] = z
+        record[2 * n + j] = max(record[2 * n + j], z)
+        root = np.sqrt(record[2 * n + j])
+        record[3 * n + j] += g[j]
+        record[j] -= lr * g[j] / root
+        if revise > np.float32(0.0):
+            record[j] += (lr / before - lr / root) * missed[j]
+
+
+@kernel
+def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, periods, hyper, overlap, missed):
     """One optimizer step on every row that kept a gradient; its clock becomes `version`. The row's weights go the share
     steps / kept of that step, if it is below 1.
 
     sums float32 [m, weights], kept and steps float64 [m]; periods: whole decay periods that have passed, int64; hyper
-    float32 [6], see each optimizer's `hyper` for their order. Returns the number of rows that were updated.
+    float32 [6], see each optimizer's `hyper` for their order; overlap, missed: like sums, for ADAGRAD_DELAY only.
+    Returns the number of rows that were updated.
     """
     updated = 0
     correct1 = np.float32(1.0)
@@ -174,7 +192,7 @@ def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, 
         if part < np.float32(1.0):
             for j in range(g.shape[0]):
                 before[j] = record[j]
-        if kind >= ADAGRAD_SWAP:
+        if ADAGRAD_SWAP <= kind <= FTRL_SWAP:
             factor = _owed(record, width - 1, periods, hyper[4], hyper[5])
             if factor < np.float32(1.0):
                 _decay(kind, record, g.shape[0], factor, hyper)
@@ -193,6 +211,8 @@ def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, 
             _adam_swap(record, g, hyper[0], hyper[1], hyper[2], correct1)
         elif kind == RMSPROP_SWAP:
             _rmsprop_swap(record, g, hyper[0], hyper[1])
+        elif kind == ADAGRAD_DELAY:
+            _adagrad_delay(record, g, overlap[i], missed[i], hyper[0], hyper[1])
         else:
             _ftrl(record, g, hyper[0], hyper[1], hyper[2], hyper[3])
         if part < np.float32(1.0):

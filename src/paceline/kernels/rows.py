@@ -79,6 +79,19 @@ def copy_rows(records, width, clocks, ids_at, rows, ids, weights, slots, out_clo
 
 
 @kernel
+def pull_sums(records, width, rows, sums):
+    """sums float32 [n, weights] = the last slots of rows[i]; zeros where rows[i] < 0."""
+    first = width - sums.shape[1]
+    for i in range(rows.shape[0]):
+        for j in range(sums.shape[1]):
+            sums[i, j] = np.float32(0.0)
+        if rows[i] >= 0:
+            record = floats_at(records, rows[i], width)
+            for j in range(sums.shape[1]):
+                sums[i, j] = record[first + j]
+
+
+@kernel
 def pool_singles(rows, inverse, fields, begin, out):
     """out[b, f] = rows[inverse[b * fields + f], begin : begin + width]; out float32 [B, all fields, width]."""
     width = out.shape[2]

@@ -90,22 +90,30 @@ class DenseBlock:
         fits = FlatAdagrad.fits(optimizer, self._parameters)
         self._adagrad = FlatAdagrad(optimizer, self._parameters, self.flat) if fits else None
 
-    def apply(self, gradient: Tensor, clock: Clock, part: float = 1.0) -> None:
+    def applied(self) -> Tensor | None:
+        """The sum of all gradients that were applied, float32 [parameters], if the optimizer asks what a gradient
+        missed (see `paceline.params.delay`): what a pull of the dense parameters brings along."""
+        return self.optimizer.applied() if isinstance(self.optimizer, RowsOptimizer) else None
+
+    def apply(
+        self, gradient: Tensor, clock: Clock, part: float = 1.0, late: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         """One optimizer step with the flat gradient, float32 [parameters]. torch's own optimizers count steps
-        themselves; the clock is for row optimizers. part: of the step that is taken."""
+        themselves; the clock is for row optimizers. part: of the step that is taken; late: overlap and missed of
+        `paceline.params.delay`, float32 [parameters] each."""
         before = self.flat.clone() if part < 1.0 else None
         if self._adagrad is None or not self._adagrad.step(gradient):
-            self._step(gradient, clock)
+            self._step(gradient, clock, late)
         if before is not None:
             with torch.no_grad():
                 self.flat.sub_(before).mul_(part).add_(before)
 
-    def _step(self, gradient: Tensor, clock: Clock) -> None:
+    def _step(self, gradient: Tensor, clock: Clock, late: tuple[Tensor, Tensor] | None) -> None:
         # New views cost no more than copying the gradient behind lasting ones, and not the more the larger the model.
         for p, piece in zip(self._parameters, torch.split(gradient, self._sizes), strict=True):
             p.grad = piece.view_as(p)
         if isinstance(self.optimizer, RowsOptimizer):
-            self.optimizer.clock = clock
+            self.optimizer.clock, self.optimizer.late = clock, late
         self.optimizer.step()
 
     def weights(self) -> dict[str, Tensor]:

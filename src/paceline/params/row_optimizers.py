@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from paceline.errors import ConfigError, suggest
+from paceline.params.delay import AdagradDelay
 from paceline.params.sparse import FTRL, SGD, Adagrad, Adam, RMSProp, RowwiseAdagrad, SparseOptimizer
 from paceline.params.swap import FTRLSWAP, AdagradSWAP, AdamSWAP, OptionError, RMSPropSWAP, RowwiseAdagradSWAP
 
@@ -21,6 +22,7 @@ BUILT_IN: dict[str, type[SparseOptimizer]] = {
     "adam_swap": AdamSWAP,
     "rmsprop_swap": RMSPropSWAP,
     "ftrl_swap": FTRLSWAP,
+    "adagrad_delay": AdagradDelay,
 }
 
 

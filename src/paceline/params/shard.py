@@ -18,9 +18,26 @@ LAW_LENGTH = 1 << 16  # staleness up to which a row's weight is told apart
 
 
 @dataclass(frozen=True, slots=True)
+class Applied:
+    """The sums of the gradients that rows and dense parameters had had at a pull (see `paceline.params.delay`).
+
+    rows float32 [n, weights], dense float32 [parameters]; None where the optimizer does not ask.
+    """
+
+    rows: Floats | None
+    dense: Tensor | None
+
+    @property
+    def bytes(self) -> int:
+        """What they add to a pull, and to a push."""
+        return (0 if self.rows is None else self.rows.nbytes) + (0 if self.dense is None else 4 * self.dense.numel())
+
+
+@dataclass(frozen=True, slots=True)
 class Gradient:
     """What a worker pushes: dense float32 [parameters]; rows int64 [n] (distinct) with row_gradients [n, weights];
-    counts int32 [n]: the updates that the rows had had when they were pulled.
+    counts int32 [n]: the updates that the rows had had when they were pulled; applied: what the pull brought along of
+    them, for an optimizer that asks what a gradient missed.
 
     Both are of the mean loss over the batch's samples.
     """
@@ -29,11 +46,13 @@ class Gradient:
     rows: Ints
     row_gradients: Floats
     counts: Counts | None = None
+    applied: Applied | None = None
 
     @property
     def bytes(self) -> int:
-        """What a push carries: dense float32, ids int64 and their gradients float32."""
-        return int(4 * self.dense.numel() + 8 * self.rows.shape[0] + self.row_gradients.nbytes)
+        """What a push carries: dense float32, ids int64 and their gradients float32, and `applied`."""
+        sums = 0 if self.applied is None else self.applied.bytes
+        return int(4 * self.dense.numel() + 8 * self.rows.shape[0] + self.row_gradients.nbytes) + sums
 
     def norm(self) -> float:
         """Over dense parameters and rows together; inf if it is not finite in float32."""
@@ -94,17 +113,42 @@ class Shard:
             else:
                 total.add_(part.gradient.dense * scale)
         if total is not None and total.numel():
-            self.dense.apply(total, clock, _dense_step(parts) if on_step else 1.0)
+            self.dense.apply(total, clock, _dense_step(parts) if on_step else 1.0, self._late(parts))
         rows = [
-            RowGradient(g.rows, g.row_gradients, p.share, p.token, 1.0 if own else p.weight, g.counts)
+            RowGradient(
+                g.rows, g.row_gradients, p.share, p.token, 1.0 if own else p.weight, g.counts,
+                None if g.applied is None else g.applied.rows,
+            )
             for p, g in ((p, p.gradient) for p in parts)
-        ]
+        ]  # fmt: skip
         squares = 0.0 if total is None else float(total.dot(total))
         if rows:
             self.table.apply(rows, clock, row_limit, self._rule, self._row_law(weighing, workers), on_step)
             squares += self.table.squares
         self.version = version
         return math.sqrt(squares) if math.isfinite(squares) else math.inf
+
+    def applied(self, rows: Ints) -> Applied | None:
+        """What a pull of `rows` (int64 [n]) and of the dense parameters brings along, if an optimizer asks for it."""
+        found = Applied(self.table.applied(rows), self.dense.applied())
+        return None if found.rows is None and found.dense is None else found
+
+    def _late(self, parts: list[Weighted]) -> tuple[Tensor, Tensor] | None:
+        """(overlap, missed) of the dense parameters, see `paceline.params.delay`."""
+        now = self.dense.applied()
+        if now is None:
+            return None
+        overlap, missed, kept = torch.zeros_like(now), torch.zeros_like(now), 0.0
+        for part in parts:
+            scale, applied = part.share * part.factor, part.gradient.applied
+            if scale == 0.0:
+                continue
+            kept += part.share
+            if applied is not None and applied.dense is not None:
+                behind = now - applied.dense
+                overlap.add_(part.gradient.dense * behind, alpha=scale)
+                missed.add_(behind, alpha=part.share)
+        return overlap, missed.div_(kept)
 
     def _row_law(self, weight: Weight | None, workers: int) -> Floats:
         """The law as a table over a row's staleness, made anew only when it changes."""

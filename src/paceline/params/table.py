@@ -11,6 +11,7 @@ import numpy.typing as npt
 from paceline.kernels import index, optimizers, rows
 from paceline.kernels.pointers import BLOCK_ROWS
 from paceline.params.blocks import Blocks
+from paceline.params.delay import DelayAware, Late
 from paceline.params.sparse import Clock, Floats, SparseOptimizer
 
 Ints = npt.NDArray[np.int64]
@@ -19,6 +20,7 @@ Doubles = npt.NDArray[np.float64]
 
 REDUCE = {"global_mean": rows.GLOBAL_MEAN, "per_id_mean": rows.PER_ID_MEAN, "sum": rows.SUM}
 _NO_COUNTS: Counts = np.zeros(0, np.int32)
+_NO_ROWS: Floats = np.zeros((0, 0), np.float32)
 NO_LAW: Floats = np.zeros(0, np.float32)
 _FULL = 0.6  # of the index's places
 _MOVED_PER_CALL = 1 << 15
@@ -27,7 +29,8 @@ _MOVED_PER_CALL = 1 << 15
 @dataclass(frozen=True, slots=True)
 class RowGradient:
     """One gradient's rows: rows int64 [n] (distinct), gradients float32 [n, weights]; counts int32 [n]: updates that
-    the rows had had when they were pulled (needed under a law); the others as in `paceline.pace.Part`."""
+    the rows had had when they were pulled (needed under a law); applied float32 [n, weights]: the sums of their applied
+    gradients then (None: nothing was missed); the others as in `paceline.pace.Part`."""
 
     rows: Ints
     gradients: Floats
@@ -35,6 +38,7 @@ class RowGradient:
     token: int
     weight: float = 1.0
     counts: Counts | None = None
+    applied: Floats | None = None
 
     def counts_for(self, law: Floats) -> Counts:
         """The counts as the kernel takes them. Raises ValueError where a law needs them and there are none."""
@@ -121,6 +125,15 @@ class Table:
         )
         return out, counts
 
+    def applied(self, row_numbers: Ints) -> Floats | None:
+        """The sums of the gradients that rows have had so far, float32 [n, weights] (0 where a row number is -1), if
+        the optimizer is `DelayAware`: what a pull of them brings along."""
+        if not isinstance(self.optimizer, DelayAware):
+            return None
+        sums = np.empty((row_numbers.shape[0], self.weights), np.float32)
+        rows.pull_sums(self._records.addresses, self._records.width, row_numbers, sums)
+        return sums
+
     def apply(
         self,
         parts: list[RowGradient],
@@ -140,31 +153,22 @@ class Table:
             distinct, places = unique(np.concatenate([part.rows for part in parts]))
         sums = np.zeros((distinct.shape[0], self.weights), np.float32)
         kept, steps = np.zeros(distinct.shape[0], np.float64), np.zeros(distinct.shape[0], np.float64)
+        late = Late(*sums.shape) if isinstance(self.optimizer, DelayAware) else None
+        limit, on = -1 if row_limit is None else row_limit, rows.ON_STEP if on_step else rows.ON_GRADIENT
         start = 0
         for part in parts:
             stop = start + part.rows.shape[0]
-            rows.add_part(
-                self._clocks.addresses,
-                part.rows,
-                places[start:stop],
-                part.gradients,
-                part.counts_for(law),
-                part.share,
-                part.token,
-                -1 if row_limit is None else row_limit,
-                reduce,
-                part.weight,
-                law,
-                rows.ON_STEP if on_step else rows.ON_GRADIENT,
-                self.ages,
-                sums,
-                kept,
-                steps,
-            )
+            place = (self._clocks.addresses, part.rows, places[start:stop])
+            how = (part.counts_for(law), part.share, part.token, limit, reduce, part.weight, law, on)
+            rows.add_part(*place, part.gradients, *how, self.ages, sums, kept, steps)
+            if late is not None and part.applied is not None:
+                now = self.applied(part.rows)
+                assert now is not None
+                late.add(place, part.gradients, now - part.applied, how)
             start = stop
         rows.finish_sums(reduce, sums, kept)
         self.squares = float(np.vdot(sums, sums))
-        return self._update(distinct, sums, kept, steps, clock)
+        return self._update(distinct, sums, kept, steps, clock, None if late is None else late.finish(reduce, kept))
 
     def blocks(self) -> Iterator[RowBlock]:
         """Every row, block by block, in order of row number; copies of one block at a time."""
@@ -208,14 +212,17 @@ class Table:
         width = self._records.width
         optimizers.write_records(self._records.addresses, width, self._clocks.addresses, numbers, values, clocks)
 
-    def _update(self, distinct: Ints, sums: Floats, kept: Doubles, steps: Doubles, clock: Clock) -> int:
+    def _update(
+        self, distinct: Ints, sums: Floats, kept: Doubles, steps: Doubles, clock: Clock, late: Late | None
+    ) -> int:
         records, clocks, width = self._records.addresses, self._clocks.addresses, self._records.width
         if self.optimizer.kind >= 0:
             kind, periods, hyper = self.optimizer.kind, self.optimizer.periods(clock), self._hyper
             version = clock.updates
+            missed = (_NO_ROWS, _NO_ROWS) if late is None else (late.overlap, late.missed)
             return int(
                 optimizers.update_rows(
-                    kind, records, width, clocks, distinct, sums, kept, steps, version, periods, hyper
+                    kind, records, width, clocks, distinct, sums, kept, steps, version, periods, hyper, *missed
                 )
             )
         chosen = kept > 0
@@ -224,7 +231,11 @@ class Table:
         times = np.empty((numbers.shape[0], 2), np.int64)
         optimizers.read_records(records, width, clocks, numbers, values, times)
         before = values[:, : self.weights].copy()
-        self.optimizer.update(values[:, : self.weights], values[:, self.weights :], grads, clock)
+        of_weights, of_slots = values[:, : self.weights], values[:, self.weights :]
+        if late is not None and isinstance(self.optimizer, DelayAware):
+            self.optimizer.update_late(of_weights, of_slots, grads, late.overlap[chosen], late.missed[chosen], clock)
+        else:
+            self.optimizer.update(of_weights, of_slots, grads, clock)
         part = (steps[chosen] / kept[chosen]).astype(np.float32)[:, None]
         if (part < 1).any():
             values[:, : self.weights] = np.where(

@@ -186,5 +186,6 @@ class StackedReplica:
         made = []
         for k, (batch, pull, loss) in enumerate(zip(batches, pulled, losses.tolist(), strict=True)):
             sums = row_sums(replica.layout, batch, pull, [values[k] for values in of_rows])
-            made.append((loss, Gradient(grads[0][k].clone(), pull.numbers, sums, pull.counts), statistics[k]))
+            gradient = Gradient(grads[0][k].clone(), pull.numbers, sums, pull.counts, pull.applied)
+            made.append((loss, gradient, statistics[k]))
         return made

@@ -100,4 +100,6 @@ class Server:
 
     def store(self, job: Served, dense: Tensor) -> None:
         """Keep the gradient, whose slice of dense parameters has come, until the pace machine settles it."""
-        self._route.push(job.number, Gradient(dense, job.pulled.numbers, job.gradients, job.pulled.counts))
+        self._route.push(
+            job.number, Gradient(dense, job.pulled.numbers, job.gradients, job.pulled.counts, job.pulled.applied)
+        )
