@@ -5,9 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 for _folder in ("pace", "runs", "cluster"):
     sys.path.insert(0, str(Path(__file__).parent / _folder))
+
+
+settings.register_profile("paceline", deadline=None)  # a busy machine is no failure
+settings.load_profile("paceline")
 
 
 def pytest_addoption(parser):

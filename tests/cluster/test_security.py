@@ -148,3 +148,12 @@ def test_who_may_read_rows_may_not_give_orders(log):
                 read_over_a_stream(reader, address)
     finally:
         made.end()
+
+
+def test_a_certificate_may_name_a_host_instead_of_addresses(log, ca):
+    made = ca.issue_cert("paceline.internal")
+    cert = b"".join(blob.bytes() for blob in made.cert_chain_pems)
+    named = Security(None, cert, made.private_key_pem.bytes(), ca.cert_pem.bytes(), "paceline.internal")
+    with party(job(log), nodes=1, security=named) as there:
+        assert call(named, there.addresses[0], "statistics")["generation"] == 1
+        assert refused(Security(None, cert, made.private_key_pem.bytes(), ca.cert_pem.bytes()), there.addresses[0])
