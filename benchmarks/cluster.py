@@ -1,11 +1,12 @@
 """A real cluster on this machine: what a straggler costs, and what a change of pace costs.
 
-    python benchmarks/cluster.py [straggler] [switch] [--rows 60000] [--out results.json]
+    python benchmarks/cluster.py [straggler] [switch] [idle] [--rows 60000] [--out results.json]
 
 Workers are processes of Ray. There are fewer cores than workers, so every worker's computing is stretched by sleeping
 (`inject: slow`), as if each had a core of its own; the straggler sleeps five times as long as the others.
 
 - straggler: samples per second of sync and GBA with 4 workers, one of them 5 times slower, in turn; and both AUCs.
+- idle: the share of their time that 8 workers under async do not compute, with and without a batch ahead.
 - switch: sync -> gba -> sync -> async -> gba in one run; pauses, the account, and that no row travels between shards.
 """
 
@@ -82,9 +83,24 @@ def switch(folder: Path, log: Path, rows: int) -> dict[str, Any]:
     }
 
 
+def idle(folder: Path, log: Path) -> dict[str, Any]:
+    """Share of their time that 8 workers do not compute, for whatever reason."""
+    found = {}
+    for ahead in (1, 0):
+        cluster = {"nodes": 2, "workers": 6, "ahead": ahead}
+        slow = [{"slow": f"worker-{i}", "factor": 12} for i in range(8)]
+        days = [[str(path) for path in sorted(log.glob("day_*"))]]  # one day: workers wait for no evaluation
+        values = job(log, 256, pace="async", cluster=cluster, inject=slow, evaluate="none")
+        values["data"]["days"] = days
+        lines, _ = train(folder, f"idle-{ahead}", values)
+        found[f"ahead {ahead}"] = {"idle": round(1 - lines[-1]["busy_share"], 5)}
+        print(f"  {found}", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["straggler", "switch"])
+    parser.add_argument("what", nargs="*", default=["straggler", "switch", "idle"])
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -101,6 +117,8 @@ def main() -> None:
             found["straggler"] = straggler(folder, log, options.rounds)
         if "switch" in options.what:
             found["switch"] = switch(folder, log, options.rows)
+        if "idle" in options.what:
+            found["idle"] = idle(folder, log)
     text = json.dumps(found, indent=1)
     print(text)
     if options.out is not None:

@@ -26,7 +26,7 @@ from paceline.params.dense import slices
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.coordinator import Stopped
 from paceline.runtimes.local import settle_thread, work
-from paceline.runtimes.turns import Turn
+from paceline.runtimes.turns import Busy, Turn
 
 _AGAIN = 0.2  # seconds until a worker that was sent away or cut off comes again
 
@@ -41,6 +41,7 @@ class Node:
         self._service: ShardService | None = None
         self._replicas: list[Replica] = []
         self._turn = threading.Semaphore(1)
+        self._busy = Busy()
         self._generation = -1
         self._ended = threading.Event()
         self._copy: checkpoint.Copy | None = None
@@ -181,7 +182,8 @@ class Node:
                 self._lines += [far, *ways]
             route = ShardedRoute(ways, self._sizes(replica), width)
             far.carried = route.carried
-            work(name, far, route, replica, Turn(spec.slow, self._turn))
+            far.busy = self._busy.share
+            work(name, far, route, replica, Turn(spec.slow, self._turn, busy=self._busy))
         except (Stopped, Superseded, PeerLost):
             raise
         except BaseException as error:

@@ -213,6 +213,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             raise Stopped
         if self.traffic is not None:
             self.traffic.add(int(place.worker.split("+")[0].removeprefix("worker-")), head["carried"])
+            self.traffic.busy[place.worker.split("+")[0]] = head["busy"]
         lease = Lease(head["gradient"], head["token"], head["version"], _NO_BATCH, head["attempt"])
         statistics = torch.from_numpy(wire.unpack(data, 0, np.float32).copy())
         coordinator.push(place.worker, lease, head["loss"], head["norm"], statistics)

@@ -29,6 +29,7 @@ class RemoteOffice:
         self._stream = Stream(security, address, {"worker": worker, "ahead": ahead, "generation": generation})
         self._unread = 0  # answers to pushes, which nobody waits for
         self._statistics = statistics
+        self.busy: Callable[[], float] = float  # share of the time that the process computes
         self.carried: Callable[[], dict[str, int]] = dict  # bytes that the last gradient took over the network
 
     def lease(self, worker: str) -> Lease | None:
@@ -49,7 +50,7 @@ class RemoteOffice:
         """Report a gradient; the next `lease` tells if it was refused."""
         names = ("gradient", "token", "version", "attempt")
         told = {"op": "push", "loss": loss, "norm": norm, **{name: getattr(lease, name) for name in names}}
-        told["carried"] = self.carried()
+        told |= {"carried": self.carried(), "busy": self.busy()}
         self._stream.send(told, [statistics.detach().numpy()])
         self._unread += 1
 

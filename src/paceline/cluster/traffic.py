@@ -17,6 +17,7 @@ class Traffic:
         self._lock = threading.Lock()
         self._measured: dict[str, float] = {}
         self._predicted: dict[str, float] = {}
+        self.busy: dict[str, float] = {}  # share of its time that each worker by push and pull has computed
 
     def add(self, worker: int, carried: dict[str, int]) -> None:
         """A gradient was pushed. carried: by kind, and `distinct`: ids of its batch, `fresh`: whether its pull had to
@@ -45,5 +46,6 @@ class Traffic:
         with self._lock:
             return {
                 "bytes_predicted": {kind: round(count / share, 1) for kind, count in self._predicted.items()},
+                "busy_share": round(sum(self.busy.values()) / len(self.busy), 5) if self.busy else None,
                 "bytes_measured": {kind: round(count / share, 1) for kind, count in self._measured.items()},
             }

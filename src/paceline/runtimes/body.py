@@ -41,8 +41,9 @@ class Store(Protocol):
 
 
 def nothing_told() -> dict[str, Any]:
-    """bytes_predicted, bytes_measured: of a worker and update, by kind; recoveries and the seconds they took."""
-    return {"bytes_predicted": None, "bytes_measured": None, "recoveries": 0, "recovery_s": 0.0}
+    """bytes_predicted, bytes_measured: of a worker and update, by kind; busy_share: of the workers' time that they
+    compute (push and pull only); recoveries and the seconds they took."""
+    return {"bytes_predicted": None, "bytes_measured": None, "busy_share": None, "recoveries": 0, "recovery_s": 0.0}
 
 
 class Body(Protocol):
