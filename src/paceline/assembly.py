@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from paceline.config import JobConfig
 from paceline.data.files import expand
@@ -17,6 +15,7 @@ from paceline.data.text import Dialect
 from paceline.errors import ConfigError
 from paceline.exchange.direct import DirectRoute
 from paceline.models.base import Inputs, Model, Normalised
+from paceline.models.drawing import drawing
 from paceline.models.normalise import LocalBatchNorm
 from paceline.models.registry import build_model
 from paceline.naming import look_up
@@ -89,13 +88,9 @@ def sparse_optimizer(name: str, options: dict[str, Any]) -> SparseOptimizer:
     return row_optimizer("optimizer.sparse", name, chosen, options)
 
 
-_DRAWING = threading.Lock()  # torch's generator is the process's: two threads would take each other's numbers
-
-
 def make_model(config: JobConfig, inputs: Inputs) -> Model:
     """The model, its dense parameters drawn with the job's seed."""
-    with _DRAWING, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with drawing(config.seed):
         model = build_model(config.model.name, config.model.options, inputs)
         if inputs.normalise != "none" and inputs.dense:
             model = Normalised(model, inputs)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from paceline.cluster.lockstep import Order, Result
 from paceline.cluster.remote import RemoteRank
 from paceline.errors import LossError, TrainingError
-from paceline.exchange.cost import Load, Roles
+from paceline.exchange.cost import Load, Plan, Roles
 from paceline.exchange.desk import Desk
 from paceline.exchange.group import Group, connect
 from paceline.runtimes.collective import Collective, make_plan
@@ -26,6 +29,18 @@ class Meeting:
     port: int
     address: str
     name: str
+
+
+def _agree(group: Group, plan: Plan) -> None:
+    """Raises RuntimeError if another rank made another plan: they would wait for bytes that nobody sends."""
+    own = hashlib.sha256(repr(plan).encode()).digest()
+    mine = np.frombuffer(own, np.uint8)
+    for rank, theirs in group.messages({"plan": dict.fromkeys(range(group.size), mine)}).items():
+        if theirs.tobytes() != own:
+            raise RuntimeError(
+                f"rank {rank} of {group.size} would exchange rows otherwise than rank {group.rank}: do all machines"
+                " have the same paceline, torch and model? cluster.exchange=push_pull does without such a plan"
+            )
 
 
 class Stepper:
@@ -87,6 +102,7 @@ class Stepper:
         group = connect(meeting.host, meeting.port, name, order.rank, size, TIMEOUT, meeting.address)
         roles = Roles(tuple(range(self._shards)), order.workers)
         plan = make_plan(replica.model, replica.layout, self._dense, roles, Load(*order.load), self._exchange)
+        _agree(group, plan)
         home = None if self._desk is None else self._desk.home
         worker = replica if self._works else None
         self._engine = Collective(group, plan, replica.model, replica.layout, home, worker)

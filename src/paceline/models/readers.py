@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from paceline.models.base import Model
+from paceline.models.drawing import drawing
 from paceline.models.operators import SparseOperator, Totals
 
 _Take = Callable[[str, SparseOperator], Tensor]
@@ -49,7 +50,7 @@ def readers_of(model: Model, fields: int, dense: int) -> Readers:
     random rows: with `Totals` for a part it must not touch the part except by operators, and come to the same logits;
     the operators' partials must be additive. The answer depends on neither the model's parameters nor torch's seed.
     """
-    with torch.random.fork_rng(devices=[]):
+    with drawing(0):
         trial = _Trial(model, fields, dense)
         found = {part: trial.readers(part) for part in trial.rows}
         return trial.grouped(found)
