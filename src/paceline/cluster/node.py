@@ -203,12 +203,12 @@ class Node:
         worker = None if spec.worker is None else f"worker-{spec.worker}"
         dense, exchange = self._config.log_schema().dense_width, spec.exchange
         where = Meeting(*meeting, self._host, f"generation-{generation}")
-        replica.turn = Turn(spec.slow)
         while generation == self._generation and not self._ended.is_set():
             with contextlib.suppress(Stopped, Superseded, PeerLost):
                 far = RemoteRank(spec.security, office, spec.name, spec.shard, worker, generation)
                 works = spec.worker is not None
-                stepper = Stepper(where, self._desk, replica, works, spec.shards, dense, exchange, generation)
+                turn = Turn(spec.slow)
+                stepper = Stepper(where, self._desk, replica, works, spec.shards, dense, exchange, generation, turn)
                 with self._lock:
                     self._lines.append(far)
                 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,9 +58,11 @@ class Stepper:
         dense: int,
         exchange: Literal["auto", "rows", "substitute"],
         generation: int,
+        turn: AbstractContextManager[None],
     ) -> None:
         self._meeting, self._desk, self._replica, self._works = meeting, desk, replica, works
         self._shards, self._dense, self._exchange, self._generation = shards, dense, exchange, generation
+        self._turn = turn  # held while a gradient of a step is computed
         self._group: Group | None = None
         self._number = -1
         self._engine: Collective | None = None
@@ -86,7 +89,11 @@ class Stepper:
         engine = self._engine if order.group == self._number and self._engine is not None else self._join(order)
         if self._desk is not None:
             self._desk.await_version(self._generation, order.version)
-        found = engine.step(order.lease)
+        self._replica.turn = self._turn
+        try:
+            found = engine.step(order.lease)
+        finally:
+            self._replica.turn = nullcontext()  # seats that lease and push have turns of their own
         sent = {**engine.sent.values, "ids": engine.sent.id_bytes}
         predicted = {**engine.predicted.values, "ids": engine.predicted.id_bytes}
         if found is None:
