@@ -75,7 +75,8 @@ class Dense:
 
     @property
     def state(self):
-        return [float(self.block.flat[0]), *self.block.slots()[0]["0.slots"].tolist()]
+        (slots,) = self.block.slots()[0].values()
+        return [float(self.block.flat[0]), *slots.tolist()]
 
 
 bodies = pytest.mark.parametrize("body", [Rows, Twin, Dense])

@@ -104,7 +104,7 @@ class Replica:
             tensor.requires_grad_()
         loss, dense, grads = self.differentiate(batch, rows, list(rows.values()))
         sums = row_sums(self.layout, batch, pulled, [g.contiguous().numpy() for g in grads])
-        return loss, Gradient(dense, pulled.numbers, sums, pulled.counts)
+        return loss, Gradient(dense, pulled.numbers, sums, pulled.counts, pulled.applied)
 
     def differentiate(
         self, batch: Batch, rows: dict[str, Tensor], leaves: list[Tensor]
