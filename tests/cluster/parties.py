@@ -20,7 +20,7 @@ from paceline.data.stream import Plan, day_batches
 from paceline.exchange.far import FarShards
 from paceline.exchange.group import open_store
 from paceline.exchange.security import Security
-from paceline.params.dense import slices
+from paceline.params.dense import slice_sizes
 from paceline.runtimes.coordinator import Coordinator
 from paceline.runtimes.local import LocalBody
 from paceline.runtimes.statistics import Statistics
@@ -48,8 +48,7 @@ class Party:
     def begin(self):
         """A new generation; its store."""
         self.generation += 1
-        sizes = {name: q.numel() for name, q in self.replica.model.named_parameters()}
-        self.sizes = [sum(sizes[n] for n in names) for names in slices(self.replica.model, self.shards)]
+        self.sizes = slice_sizes(self.replica.model, self.shards)
         width = self.replica.layout.width
         self.store = FarShards(self.security, self.addresses, self.generation, self.sizes, width)
         self.store.connect(None)

@@ -42,6 +42,8 @@ def test_moved_by_collectives_rows_train_bitwise_as_in_the_local_runtime(log, re
     with party(config, **who, steps=True, exchange="rows") as made:
         assert_same(on_cluster(config, log, made), reference)
         told = made.traffic.per_update(reference[2].machine.account.updates)
+        made.office.tend()
+        assert made.traffic.per_update(reference[2].machine.account.updates) == told, "a step is counted once"
     assert told["bytes_measured"]["rows"] > 0
     assert told["bytes_measured"]["rows"] == pytest.approx(told["bytes_predicted"]["rows"], rel=0.05)
 

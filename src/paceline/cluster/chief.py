@@ -21,7 +21,7 @@ from paceline.errors import ClusterLost
 from paceline.exchange.far import FarShards
 from paceline.exchange.group import open_store
 from paceline.exchange.security import Security
-from paceline.params.dense import slices
+from paceline.params.dense import slice_sizes
 from paceline.training import train
 
 
@@ -103,8 +103,7 @@ class Chief:
         messages.lost = None
         model = make_replica(self._config).model
         width = sum(part.width for part in model.parts())
-        counts = {name: q.numel() for name, q in model.named_parameters()}
-        sizes = [sum(counts[n] for n in names) for names in slices(model, len(shards))]
+        sizes = slice_sizes(model, len(shards))
         store = FarShards(self._security, shards, generation, sizes, width)
         traffic = Traffic(sizes, width, cluster.nodes, cluster.trainers, 2 if cluster.rows == "bf16" else 4)
 
@@ -130,7 +129,7 @@ class Chief:
             return "lost", str(error)
         except KeyboardInterrupt as error:
             return "interrupted", str(error)
-        except Exception as error:
+        except Exception as error:  # raised again where the job was started
             return "error", error
         finally:
             office.begin(-generation)  # nobody's

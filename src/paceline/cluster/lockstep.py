@@ -120,6 +120,8 @@ class Lockstep:
             for member in members:
                 if member.result is not None:
                     traffic.add_step(member.result.sent, member.result.predicted)
+        for member in members:
+            member.result = Result(broken=False)  # counted; it goes on waiting
         self._out, self._broken = {}, False
 
     def _order(self, coordinator: Coordinator, members: list[Member]) -> None:

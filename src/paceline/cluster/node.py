@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from paceline.exchange.flight import ShardedRoute
 from paceline.exchange.pulse import Pulse, answers
 from paceline.exchange.service import ShardService
 from paceline.exchange.shards import FarShard, NearShard, PeerLost, ShardWay
-from paceline.params.dense import slices
+from paceline.params.dense import slice_sizes
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.coordinator import Stopped
 from paceline.runtimes.local import settle_thread, work
@@ -46,7 +47,7 @@ class Node:
         self._ended = threading.Event()
         self._copy: checkpoint.Copy | None = None
         self._pulses: list[Pulse] = []
-        self._lines: list[RemoteOffice | RemoteRank | ShardWay] = []  # of the seats
+        self._lines: list[tuple[RemoteOffice | RemoteRank, list[ShardWay]]] = []  # of seats and rank
         self._lock = threading.Lock()
 
     def start(self) -> tuple[str | None, int]:
@@ -172,29 +173,34 @@ class Node:
             if number != spec.shard and not answers(spec.security, address, "statistics"):
                 raise PeerLost(f"shard {number} at {address} does not answer")
         far = RemoteOffice(spec.security, office, name, ahead, generation, replica.statistics)
-        try:
+        with self._open(far, ways):
             for number, address in enumerate(shards):
                 if number == spec.shard and self._desk is not None:
                     ways.append(NearShard(self._desk, generation))
                 else:
                     ways.append(FarShard(spec.security, address, generation, width, spec.bf16))
-            with self._lock:
-                self._lines += [far, *ways]
-            route = ShardedRoute(ways, self._sizes(replica), width)
+            route = ShardedRoute(ways, slice_sizes(replica.model, spec.shards), width)
             far.carried = route.carried
             far.busy = self._busy.share
             work(name, far, route, replica, Turn(spec.slow, self._turn, busy=self._busy))
+
+    @contextlib.contextmanager
+    def _open(self, far: RemoteOffice | RemoteRank, ways: list[ShardWay]) -> Iterator[None]:
+        """While a seat or rank talks to the office over `far` and to shards over `ways`: an error of its own is told to
+        the office, and all is closed at the end."""
+        with self._lock:
+            self._lines.append((far, ways))
+        try:
+            yield
         except (Stopped, Superseded, PeerLost):
             raise
         except BaseException as error:
             far.fail(error)
             raise Stopped from error
         finally:
-            ours: list[RemoteOffice | ShardWay] = [far, *ways]
-            for line in ours:
-                line.close()
             with self._lock:
-                self._lines = [line for line in self._lines if line not in ours]
+                self._lines = [line for line in self._lines if line[0] is not far]
+            _close(far, ways)
 
     def _rank(self, generation: int, office: str, meeting: tuple[str, int]) -> None:
         """The process's life in steps of one generation."""
@@ -209,28 +215,19 @@ class Node:
                 works = spec.worker is not None
                 turn = Turn(spec.slow)
                 stepper = Stepper(where, self._desk, replica, works, spec.shards, dense, exchange, generation, turn)
-                with self._lock:
-                    self._lines.append(far)
-                try:
+                with self._open(far, []):
                     stepper.run(far)
-                except (Stopped, Superseded, PeerLost):
-                    raise
-                except BaseException as error:
-                    far.fail(error)
-                    raise Stopped from error
-                finally:
-                    far.close()
-                    with self._lock:
-                        self._lines.remove(far)
             self._ended.wait(_AGAIN)
 
     def _cut_off(self, _: str) -> None:
         """The coordinator or a shard is silent: break off what the seats are doing, so that they try anew."""
         with self._lock:
             lines = list(self._lines)
-        for line in lines:
-            line.close()
+        for far, ways in lines:
+            _close(far, ways)
 
-    def _sizes(self, replica: Replica) -> list[int]:
-        sizes = {name: p.numel() for name, p in replica.model.named_parameters()}
-        return [sum(sizes[n] for n in names) for names in slices(replica.model, self.spec.shards)]
+
+def _close(far: RemoteOffice | RemoteRank, ways: list[ShardWay]) -> None:
+    far.close()
+    for way in ways:
+        way.close()

@@ -138,20 +138,22 @@ class FarShards:
 
     def connect(self, snapshot: str | None) -> None:
         """Give every shard the state of a snapshot's folder, or a fresh one, and begin the generation."""
-        asked = {"generation": self._generation, "snapshot": snapshot}
-        with ThreadPoolExecutor(len(self._addresses)) as pool:
-            answers = list(pool.map(lambda address: call(self._security, address, "reset", **asked), self._addresses))
-        for answer in answers:
-            if "failed" in answer:
-                raise told_error(answer["failed"])
+        answers = self._everywhere("reset", snapshot=snapshot)
         self.version = int(answers[0]["version"])
         self.lines = [OrderLine(self._security, a, self._generation, self._fail) for a in self._addresses]
 
     def write(self, folder: str) -> list[Answer]:
         """Have the copies that were ordered written under `folder`; what each shard says of it."""
+        return self._everywhere("write", folder=folder)
+
+    def _everywhere(self, action: str, **asked: Any) -> list[Answer]:
+        """What each shard answers to an action. Raises the error of the first that failed."""
+
+        def one(address: str) -> Answer:
+            return call(self._security, address, action, generation=self._generation, **asked)
+
         with ThreadPoolExecutor(len(self._addresses)) as pool:
-            asked = {"generation": self._generation, "folder": folder}
-            answers = list(pool.map(lambda address: call(self._security, address, "write", **asked), self._addresses))
+            answers = list(pool.map(one, self._addresses))
         for answer in answers:
             if "failed" in answer:
                 raise told_error(answer["failed"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.flight as fl
@@ -17,12 +17,12 @@ class Security:
     authority that signed everybody's, or all None for no encryption; hostname: that certificates are of, if not of the
     address; inner: what the job's own processes know, and who merely reads its rows does not."""
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     cert: bytes | None = None
-    key: bytes | None = None
+    key: bytes | None = field(default=None, repr=False)
     ca: bytes | None = None
     hostname: str | None = None
-    inner: str = ""
+    inner: str = field(default="", repr=False)
 
     @property
     def scheme(self) -> str:

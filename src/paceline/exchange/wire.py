@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 COLUMNS = 4
 SCHEMA = pa.schema([(f"part{i}", pa.large_binary()) for i in range(COLUMNS)])
@@ -98,10 +97,4 @@ def to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
 def from_bf16(values: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
     """The numbers that `to_bf16` made."""
     found: npt.NDArray[np.float32] = torch.from_numpy(values).view(torch.bfloat16).float().numpy()
-    return found
-
-
-def flat_numpy(tensor: Tensor) -> npt.NDArray[np.float32]:
-    """A flat float32 tensor's memory as an array."""
-    found: npt.NDArray[np.float32] = tensor.detach().numpy()
     return found

@@ -54,6 +54,12 @@ def slices(module: nn.Module, shards: int) -> list[list[str]]:
     return found
 
 
+def slice_sizes(module: nn.Module, shards: int) -> list[int]:
+    """How many numbers each shard holds of the flat vector (see `slices`)."""
+    sizes = {name: p.numel() for name, p in named(module)}
+    return [sum(sizes[name] for name in names) for names in slices(module, shards)]
+
+
 def make_optimizer(
     name: str, options: dict[str, Any], module: nn.Module, names: Collection[str] | None = None
 ) -> torch.optim.Optimizer:

@@ -22,7 +22,7 @@ from paceline.exchange.group import Group
 from paceline.exchange.substitution import Substitution
 from paceline.models.base import Model
 from paceline.models.readers import readers_of
-from paceline.params.dense import flatten, slices
+from paceline.params.dense import flatten, slice_sizes
 from paceline.runtimes.asking import Asked, Asker, Computed
 from paceline.runtimes.compute import Layout, Replica
 from paceline.runtimes.coordinator import Lease
@@ -41,8 +41,7 @@ def make_plan(model: Model, layout: Layout, dense: int, roles: Roles, load: Load
     """
     readers = readers_of(model, layout.singles + layout.bags, dense)
     parts = tuple(RowPart(part.name, part.width, readers[part.name]) for part in layout.parts)
-    by_name = dict(model.named_parameters())
-    sizes = tuple(sum(by_name[name].numel() for name in names) for names in slices(model, len(roles.shards)))
+    sizes = tuple(slice_sizes(model, len(roles.shards)))
     return choose(Shape(parts, roles, layout.singles, layout.bags, sizes), exchange, load)
 
 
