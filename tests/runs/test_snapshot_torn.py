@@ -1,5 +1,6 @@
 """Snapshots that are taken while workers push at full speed are of one version, whatever is asked of them."""
 
+import itertools
 import json
 import sys
 import threading
@@ -149,7 +150,7 @@ def test_fifty_snapshots_under_full_speed_are_of_one_version_each(tmp_path, spar
 
 
 def after(word, line):
-    return [value for key, value in zip(line, line[1:], strict=False) if key == word]
+    return [value for key, value in itertools.pairwise(line) if key == word]
 
 
 @pytest.mark.parametrize("pace", ["async", "gba"])
@@ -171,9 +172,10 @@ def test_snapshots_of_a_run_agree_with_its_trace(tmp_path, pace):
         assert version == len(applied) == state["version"] == state["machine"]["version"]
         assert state["machine"]["account"]["updates"] == version
         assert state["machine"]["account"]["applied"] == int(applied[-1][applied[-1].index("samples") + 1])
-        # An update whose gradients all came too late is none for the optimizers (gba.md, section 4).
+        # An update whose gradients all came too late is none for the dense optimizer (gba.md, section 4); a row that
+        # nobody else changed may still take its gradient.
         steps = [int(line[2]) for line in applied if any(f != "0.0" for f in after("factor", line))]
-        assert rows["last_update"].max() == steps[-1]
+        assert steps[-1] <= rows["last_update"].max() <= version
         assert dense["linear.bias/step"] == len(steps)  # torch's own count of steps
         # Rows only ever go forward, and one that did not has not changed.
         for key, last, weights in zip(rows["id"].tolist(), rows["last_update"], rows["weights"], strict=True):
