@@ -1,10 +1,13 @@
 """A real cluster on this machine: what a straggler costs, and what a change of pace costs.
 
-    python benchmarks/cluster.py [straggler] [switch] [idle] [--rows 60000] [--out results.json]
+    python benchmarks/cluster.py [same] [straggler] [switch] [idle] [--rows 600000] [--rounds 3] [--out results.json]
 
 Workers are processes of Ray. There are fewer cores than workers, so every worker's computing is stretched by sleeping
 (`inject: slow`), as if each had a core of its own; the straggler sleeps five times as long as the others.
 
+- same: the Criteo sample (PACELINE_DATA) in sync by the local runtime's one worker (which is bitwise a serial loop:
+  tests/runs/test_equality.py) and by 1 to 4 nodes with rows moved, with partial sums, by push and pull; then gba on 4
+  nodes. The first six days are cut into ten parts each: the curve of log losses has 59 points before the last day.
 - straggler: samples per second of sync and GBA with 4 workers, one of them 5 times slower, in turn; and both AUCs.
 - idle: the share of their time that 8 workers under async do not compute, with and without a batch ahead.
 - switch: sync -> gba -> sync -> async -> gba in one run; pauses, the account, and that no row travels between shards.
@@ -13,7 +16,10 @@ Workers are processes of Ray. There are fewer cores than workers, so every worke
 from __future__ import annotations
 
 import argparse
+import gzip
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -49,6 +55,61 @@ def train(folder: Path, name: str, values: dict[str, Any]) -> tuple[list[dict[st
     found = [[json.loads(line) for line in (run / f"{kind}.jsonl").read_text().splitlines()]
              for kind in ("metrics", "histograms")]  # fmt: skip
     return found[0], found[1]
+
+
+def cut_days(folder: Path, parts: int = 10) -> list[str]:
+    """The Criteo sample with its first six days in so many files each."""
+    data = Path(os.environ.get("PACELINE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "criteo"
+    if not data.exists():
+        sys.exit(f"same: no Criteo sample at {data}; set PACELINE_DATA to the folder that holds criteo/")
+    files = []
+    for day in sorted(data.glob("day_*.tsv.gz")):
+        with gzip.open(day, "rb") as stored:
+            lines = stored.read().splitlines(keepends=True)
+        pieces = parts if day.name < "day_6" else 1
+        for piece in range(pieces):
+            path = folder / f"{day.name[:5]}_{piece}.tsv"
+            path.write_bytes(b"".join(lines[len(lines) * piece // pieces : len(lines) * (piece + 1) // pieces]))
+            files.append(str(path))
+    return files
+
+
+def same(folder: Path, rounds: int) -> dict[str, Any]:
+    """By nodes and exchange: largest relative difference of log losses to the serial loop's; AUC of the last day."""
+    days = cut_days(folder)
+    base: dict[str, Any] = {
+        "data": {"format": "criteo", "days": days},
+        "model": {"name": "deepfm", "dim": 16, "hidden": [256, 128]},
+        "optimizer": {"sparse": {"name": "adagrad", "lr": 0.01}, "dense": {"name": "adam", "lr": 0.001}},
+        "batch": {"global": 256, "local": 64},
+        "checkpoint": {"every": 10**9},
+    }
+
+    def told(name: str, **changes: Any) -> tuple[list[float], float]:
+        lines = [line for line in train(folder, name, {**base, **changes})[0] if line["event"] == "evaluation"]
+        return [line["logloss"] for line in lines], lines[-1]["auc"]
+
+    found: dict[str, Any] = {}
+    aucs: dict[str, list[float]] = {"sync": [], "gba": []}
+    for seed in range(rounds):
+        serial, auc = told(f"serial-{seed}", workers=1, seed=seed)
+        aucs["sync"].append(auc)
+        for nodes, exchange in itertools.product((1, 2, 3, 4), ("rows", "substitute", "push_pull")):
+            if seed and (nodes, exchange) != (4, "substitute"):
+                continue
+            name = f"{nodes}-{exchange}-{seed}"
+            losses, auc = told(name, seed=seed, cluster={"nodes": nodes, "exchange": exchange})
+            worst = max(abs(a - b) / b for a, b in zip(losses, serial, strict=True))
+            found[name] = {
+                "points": len(losses),
+                "worst_relative": worst,
+                "auc": auc,
+                "auc_gap": auc - aucs["sync"][seed],
+            }
+            print(f"  {name}: {found[name]}", flush=True)
+        aucs["gba"].append(told(f"gba-{seed}", seed=seed, pace="gba", cluster={"nodes": 4})[1])
+        print(f"  gba, seed {seed}: {aucs['gba'][seed]:.5f}, sync {aucs['sync'][seed]:.5f}", flush=True)
+    return {"sync_by_nodes": found, "auc": aucs}
 
 
 def straggler(folder: Path, log: Path, rounds: int) -> dict[str, Any]:
@@ -100,8 +161,8 @@ def idle(folder: Path, log: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["straggler", "switch", "idle"])
-    parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("what", nargs="*", default=["same", "straggler", "switch", "idle"])
+    parser.add_argument("--rows", type=int, default=600_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -113,6 +174,8 @@ def main() -> None:
         folder = Path(name)
         log = folder / "log"
         write_log(SynthSpec(rows=options.rows, days=3, seed=1, layout="criteo", vocabulary=50_000), log)
+        if "same" in options.what:
+            found["same"] = same(folder, options.rounds)
         if "straggler" in options.what:
             found["straggler"] = straggler(folder, log, options.rounds)
         if "switch" in options.what:
