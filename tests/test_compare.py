@@ -12,7 +12,8 @@ from rich.console import Console
 from tools import job, synthetic, train
 
 from paceline.errors import ConfigError, RunDirError
-from paceline.report.compare import compare_runs, draw, figure, print_comparison, short_names
+from paceline.report.compare import compare_runs, print_comparison, short_names
+from paceline.report.plot import draw, figure
 
 PNG = b"\x89PNG\r\n\x1a\n"
 LONG = "a_rather_long_name_that_someone_chose_for_an_experiment_in_june"
@@ -349,9 +350,23 @@ def test_the_command_on_real_runs(tmp_path):
     assert told.stderr.startswith("paceline: runs/gone: there is no such directory")
 
 
+def test_bytes_sent_stand_beside_those_predicted(tmp_path, two):
+    assert "Bytes sent" not in shown(compare_runs(two))
+    sent = {"bytes_predicted": {"row_gradients": 4000.0, "ids": 0.0}, "bytes_measured": {"row_gradients": 5000.0}}
+    empty = {"bytes_predicted": {}, "bytes_measured": {}}
+    runs = [run(tmp_path / "one", [0.7, 0.8], **sent), run(tmp_path / "none", [0.7, 0.8], **empty)]
+    text = shown(compare_runs(runs))
+    assert text.count("Bytes sent") == 1
+    assert "Bytes sent by one, per worker and update" in text
+    assert row(text, "row gradients") == "row gradients 4,000 5,000 1.250"
+    assert row(text, "all") == "all 4,000 5,000 1.250"
+    assert "ids" not in text[text.index("Bytes sent") :].split("AUC by day")[0]
+
+
 def test_drawing_is_imported_late_and_without_global_state(two):
     code = (
-        "import sys; from pathlib import Path; from paceline.report.compare import *\n"
+        "import sys; from pathlib import Path; from paceline.report.plot import *\n"
+        "from paceline.report.compare import compare_runs\n"
         "assert 'matplotlib' not in sys.modules\n"
         "figure(compare_runs([Path(p) for p in sys.argv[1:]]))\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

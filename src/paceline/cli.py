@@ -329,7 +329,8 @@ def compare(
     """Compare runs, to choose a pace: AUC over samples and over time."""
     import json
 
-    from paceline.report.compare import compare_runs, draw, print_comparison
+    from paceline.report.compare import compare_runs, print_comparison
+    from paceline.report.plot import draw
 
     comparison = compare_runs(run_dirs)
     if out is not None:

@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from paceline.report.exchanged import bytes_table
+
 
 class Terminal:
     """Shows a run on the terminal: a line per evaluation, and a progress line under them. Use as a context manager."""
@@ -88,6 +90,8 @@ class Terminal:
         """The table of a run's metrics lines. best: the best possible AUC of each day, where it is known."""
         print_evaluations(self.console, lines, best)
         if lines and lines[-1]["event"] == "end":
+            if sent := bytes_table(lines[-1].get("bytes_predicted") or {}, lines[-1].get("bytes_measured") or {}):
+                self.console.print(sent)
             self.console.print(account_text(lines[-1]), highlight=False)
 
 
