@@ -1,6 +1,6 @@
 """A real cluster on this machine: what a straggler costs, and what a change of pace costs.
 
-    python benchmarks/cluster.py [same] [straggler] [switch] [idle] [--rows 600000] [--rounds 3] [--out results.json]
+    python benchmarks/cluster.py [same] [straggler] [switch] [idle] [--rows N] [--rounds 3] [--out results.json]
 
 Workers are processes of Ray. There are fewer cores than workers, so every worker's computing is stretched by sleeping
 (`inject: slow`), as if each had a core of its own; the straggler sleeps five times as long as the others.
@@ -135,12 +135,16 @@ def switch(folder: Path, log: Path, rows: int) -> dict[str, Any]:
     values = job(log, 256, pace="sync", cluster={"nodes": 3}, switch=plan)
     lines, _ = train(folder, "switch", values)
     end = lines[-1]
-    pauses = [line["switch_pause_s"] for line in lines]
-    closes = end["samples_read"] == end["samples_applied"] + end["samples_dropped"]
+    said, sent = (sum(end[key].values()) for key in ("bytes_predicted", "bytes_measured"))
     return {
-        "longest_pause_s_by_line": pauses,
-        "account_closes": closes,
+        "pauses_s": [line["switch_pause_s"] for line in lines if line["switch_pause_s"] is not None],
+        "account": [end["samples_read"], end["samples_applied"], end["samples_dropped"]],
+        "account_closes": end["samples_read"] == end["samples_applied"] + end["samples_dropped"],
+        "ids": end["ids"],
         "bytes_per_worker_and_update": end["bytes_measured"],
+        # What was sent beyond what the batches need: moving one shard's rows would show here.
+        "excess_bytes_in_all": (sent - said) * end["updates"] * 3,
+        "bytes_of_a_shards_rows": end["ids"] / 3 * 4 * (9 + 9),  # dim 8 and the linear weight, each with Adagrad's slot
     }
 
 
@@ -162,7 +166,7 @@ def idle(folder: Path, log: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["same", "straggler", "switch", "idle"])
-    parser.add_argument("--rows", type=int, default=600_000)
+    parser.add_argument("--rows", type=int, help="of the log (default: 600,000, and 5,000,000 for switch)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -172,16 +176,22 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        log = folder / "log"
-        write_log(SynthSpec(rows=options.rows, days=3, seed=1, layout="criteo", vocabulary=50_000), log)
+
+        def log(rows: int) -> Path:
+            rows = options.rows or rows
+            path = folder / f"log-{rows}"
+            if not path.exists():
+                write_log(SynthSpec(rows=rows, days=3, seed=1, layout="criteo", vocabulary=50_000), path)
+            return path
+
         if "same" in options.what:
             found["same"] = same(folder, options.rounds)
         if "straggler" in options.what:
-            found["straggler"] = straggler(folder, log, options.rounds)
+            found["straggler"] = straggler(folder, log(600_000), options.rounds)
         if "switch" in options.what:
-            found["switch"] = switch(folder, log, options.rows)
+            found["switch"] = switch(folder, log(5_000_000), options.rows or 5_000_000)
         if "idle" in options.what:
-            found["idle"] = idle(folder, log)
+            found["idle"] = idle(folder, log(600_000))
     text = json.dumps(found, indent=1)
     print(text)
     if options.out is not None:
