@@ -1,10 +1,14 @@
 """The cluster body against the local one: other processes' doors, the same numbers."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from parties import locally, on_cluster, party
 from tools import job, synthetic
+
+from paceline.exchange import shards
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +63,32 @@ def test_with_partial_sums_it_trains_the_same_to_rounding(log, reference, nodes)
     torch.testing.assert_close(dense, expected_dense, rtol=1e-3, atol=1e-4)
     assert coordinator.machine.account == expected.machine.account
     assert told["bytes_measured"]["sums"] == told["bytes_predicted"]["sums"] > 0
+
+
+def test_threads_that_come_and_go_share_the_streams(log, monkeypatch):
+    """Each evaluation has threads of its own; a shard keeps a thread for every stream that is open."""
+    opened = []
+
+    class Counted(shards.Stream):
+        def __init__(self, security, address, told):
+            super().__init__(security, address, told)
+            opened.append(threading.current_thread().name)
+
+    with party(job(log), nodes=2) as made:
+        monkeypatch.setattr(shards, "Stream", Counted)
+        rows = []
+
+        def read():
+            rows.append(made.store.read(np.arange(5)))
+
+        for _ in range(6):
+            readers = [threading.Thread(target=read, name="reader") for _ in range(2)]
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                reader.join()
+        assert len(rows) == 12
+        assert 2 <= opened.count("reader") <= 4  # two at a time, two shards
+        with pytest.raises(AttributeError):
+            made.store.read("no ids")
+        made.store.read(np.arange(5))  # what was broken off in the middle is not used again

@@ -132,8 +132,7 @@ class FarShards:
         self.version = 0  # that was ordered
         self._norms: deque[list[Future[Answer]]] = deque()
         self._last: list[Future[Answer]] = []
-        self._own = threading.local()
-        self._routes: list[ShardedRoute] = []
+        self._routes: list[ShardedRoute] = []  # that nobody uses now
         self._lock = threading.Lock()
 
     def connect(self, snapshot: str | None) -> None:
@@ -203,13 +202,13 @@ class FarShards:
 
     def read(self, ids: Ints) -> Pulled:
         """Rows for evaluation, from any thread."""
-        with _lost_as_such():
-            return self._route().read(ids)
+        with self._route() as route:
+            return route.read(ids)
 
     def read_dense(self, into: Tensor) -> None:
         """The dense parameters, for evaluation, from any thread."""
-        with _lost_as_such():
-            self._route().read_dense(into)
+        with self._route() as route:
+            route.read_dense(into)
 
     def pulse(self, gone: Callable[[str], None]) -> Pulse:
         """Begin to ask every shard whether it is there; `gone` is called with the address of a silent one."""
@@ -224,12 +223,19 @@ class FarShards:
         for route in self._routes:
             route.close()
 
-    def _route(self) -> ShardedRoute:
-        """This thread's own."""
-        found: ShardedRoute | None = getattr(self._own, "route", None)
-        if found is None:
+    @contextmanager
+    def _route(self) -> Iterator[ShardedRoute]:
+        """One that nobody else uses meanwhile: threads come and go with every evaluation, streams need not."""
+        with self._lock:
+            route = self._routes.pop() if self._routes else None
+        if route is None:
             ways = [FarShard(self._security, a, self._generation, self._width, False) for a in self._addresses]
-            found = self._own.route = ShardedRoute(ways, self._slices, self._width)
-            with self._lock:
-                self._routes.append(found)
-        return found
+            route = ShardedRoute(ways, self._slices, self._width)
+        try:
+            with _lost_as_such():
+                yield route
+        except BaseException:
+            route.close()  # an answer may be under way that the next one would take for its own
+            raise
+        with self._lock:
+            self._routes.append(route)
