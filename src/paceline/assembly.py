@@ -149,8 +149,9 @@ def _check_weights(config: JobConfig, rows: SparseOptimizer, dense: DenseBlock) 
     """Raise ConfigError if a pace weighs steps of an optimizer that has none."""
     of_dense = dense.optimizer.rows if isinstance(dense.optimizer, RowsOptimizer) else None
     for name, chosen in (("sparse", rows), ("dense", of_dense)):
-        for pace in (config.pace, *(switch.pace for switch in config.switch)):
-            weight = pace.build(config.gradients).weight
+        given = (config.pace, *(switch.pace for switch in config.switch))
+        for pace in (each for chosen in given for each in chosen.build_all(config.gradients)):
+            weight = pace.weight
             if weight is not None and weight.scales == "step" and chosen is not None and chosen.closed_form:
                 raise ConfigError(
                     f"pace.weight.scales: step does not go with optimizer.{name}, whose weights are a function of sums"

@@ -141,16 +141,22 @@ _PACE_OPTIONS: dict[str, tuple[str, ...]] = {
     "bulk_synchronous": ("weight",),
     "gba": ("max_staleness", "tokens", "weight"),
     "damped": ("weight",),
+    "auto": ("candidates", "margin", "patience"),
 }
 
 
 class PaceConfig(Strict):
-    name: Literal["sync", "async", "bounded_staleness", "backup_workers", "bulk_synchronous", "gba", "damped"]
+    """A pace; `auto` is a choice between others while the run goes on (see paceline.pace.Pilot)."""
+
+    name: Literal["sync", "async", "bounded_staleness", "backup_workers", "bulk_synchronous", "gba", "damped", "auto"]
     max_staleness: int | None = Field(3, ge=0)
     tokens: Literal["data", "version"] = "data"
     bound: int = Field(2, ge=0)
     backup: int = Field(1, ge=0)
     weight: Annotated[WeightConfig | None, keyed("law")] = None
+    candidates: list[Annotated[PaceConfig, keyed("name")]] = []
+    margin: float = Field(0.15, ge=0, le=10)
+    patience: int = Field(2, ge=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -171,8 +177,22 @@ class PaceConfig(Strict):
                 raise ValueError(f"the pace {self.name!r} has no option {key!r} (its options: {known})")
         return self
 
+    @model_validator(mode="after")
+    def _choice(self) -> PaceConfig:
+        if self.name == "auto":
+            if not self.candidates:
+                object.__setattr__(self, "candidates", [PaceConfig(name="sync"), PaceConfig(name="gba")])
+            names = [each.name for each in self.candidates]
+            if len(names) < 2 or len(set(names)) < len(names) or "auto" in names:
+                raise ValueError(f"candidates {names} must be two or more different paces, for example [sync, gba]")
+        return self
+
+    def build_all(self, gradients: int) -> list[p.Pace]:
+        """The pace, or those that `auto` chooses from, the preferred one first."""
+        return [each.build(gradients) for each in self.candidates] if self.name == "auto" else [self.build(gradients)]
+
     def build(self, gradients: int) -> p.Pace:
-        """The pace, where one global batch is `gradients` local batches."""
+        """The pace to begin with, where one global batch is `gradients` local batches."""
         weight = None if self.weight is None else p.Weight(**self.weight.model_dump())
         match self.name:
             case "sync":
@@ -187,6 +207,8 @@ class PaceConfig(Strict):
                 return p.bulk_synchronous(gradients, weight)
             case "damped":
                 return p.damped(gradients, weight)
+            case "auto":
+                return self.candidates[0].build(gradients)
             case "gba":
                 return p.gba(gradients, self.max_staleness, self.tokens, weight)
 
@@ -299,8 +321,14 @@ class JobConfig(Strict):
         if not values["inject"]:
             del values["inject"]
         for entry in (values["pace"], *(s["pace"] for s in values["switch"])):
-            for key in [k for k in entry if k != "name" and k not in _PACE_OPTIONS[entry["name"]]]:
-                del entry[key]
-            if entry.get("weight") is None:
-                entry.pop("weight", None)
+            for pace in (entry, *entry["candidates"]):
+                _own_options(pace)
         return yaml.safe_dump(values, sort_keys=False)
+
+
+def _own_options(pace: dict[str, Any]) -> None:
+    """Leave only the options that a pace has."""
+    for key in [k for k in pace if k != "name" and k not in _PACE_OPTIONS[pace["name"]]]:
+        del pace[key]
+    if pace.get("weight") is None:
+        pace.pop("weight", None)

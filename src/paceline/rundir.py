@@ -3,6 +3,7 @@
 config.yaml         the resolved configuration
 metrics.jsonl       one line per evaluation, and a last line with the totals
 histograms.jsonl    one line per trained day: staleness, gradient norms, waiting (see paceline.telemetry)
+autopilot.jsonl     what an autopilot decided, and why (`pace: auto`)
 pace.trace          every event and command of the pace machine (see paceline.pace.trace)
 skipped_rows.jsonl  rows that were left out: file, line, reason
 curves/             TensorBoard
@@ -27,6 +28,7 @@ from paceline.errors import RunDirError, StorageError
 
 CONFIG, METRICS, TRACE, SKIPPED = "config.yaml", "metrics.jsonl", "pace.trace", "skipped_rows.jsonl"
 HISTOGRAMS, CHECKPOINTS, PROCESSES = "histograms.jsonl", "checkpoints", "processes.json"
+AUTOPILOT = "autopilot.jsonl"
 _TOGETHER = 256  # lines of the trace that are written at a time
 
 
@@ -98,13 +100,17 @@ class RunDir:
         """Whether a run has begun here."""
         return (self.path / CONFIG).exists()
 
-    def begin(self, config: str, metrics_lines: int, trace_bytes: int, days: int) -> None:
-        """Start or go on: what was written behind the last checkpoint is cut off, as it will happen again."""
+    def begin(self, config: str, metrics_lines: int, trace_bytes: int, days: int, samples: int) -> None:
+        """Start or go on: what was written behind the last checkpoint, which is of `samples` samples and so many whole
+        days, is cut off, as it will happen again."""
         with storing(self.path):
             replace_text(self.path / CONFIG, config)
             replace_text(self.path / METRICS, "".join(whole_lines(self.path / METRICS)[:metrics_lines]))
             told = whole_lines(self.path / HISTOGRAMS)[:days]  # one for each trained day
             replace_text(self.path / HISTOGRAMS, "".join(told))
+            if (self.path / AUTOPILOT).exists():
+                decided = [line for line in read_lines(self.path / AUTOPILOT) if line["samples_read"] <= samples]
+                replace_text(self.path / AUTOPILOT, "".join(json.dumps(line) + "\n" for line in decided))
             if (self.path / SKIPPED).exists():
                 named = whole_lines(self.path / SKIPPED)
                 replace_text(self.path / SKIPPED, "".join(named))
@@ -122,6 +128,11 @@ class RunDir:
     def histograms(self, line: dict[str, Any]) -> None:
         """Append a trained day's line to histograms.jsonl."""
         with storing(self.path / HISTOGRAMS), open(self.path / HISTOGRAMS, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def decision(self, line: dict[str, Any]) -> None:
+        """Append a decision to autopilot.jsonl."""
+        with storing(self.path / AUTOPILOT), open(self.path / AUTOPILOT, "a") as file:
             file.write(json.dumps(line) + "\n")
 
     def metrics_lines(self) -> int:

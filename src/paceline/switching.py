@@ -48,6 +48,8 @@ class Switching:
         self._asked: PaceConfig | None = None
         self._answering: tuple[Path, int] | None = None  # a request, and how many pauses there were before it
         self._told = 0
+        self._decided = 0  # decisions of the autopilot that were told
+        self.pilot: p.Pilot | None = None
 
     def begin(self, day: int, samples: int, state: dict[str, Any] | None) -> p.Pace:
         """The pace to begin with. state: of the snapshot that the run goes on from. Requests of before are void."""
@@ -57,7 +59,17 @@ class Switching:
         plan = self._plan()
         if state is not None and state["asked"] is not None and (state["due"], state["plan"]) == (self._due, plan):
             self._asked = chosen = PaceConfig.model_validate(state["asked"])
-        return chosen.build(self._config.gradients)
+        pace = self._take(chosen)
+        if self.pilot is not None and state is not None and state["pilot"] is not None:
+            self.pilot.restore(state["pilot"])
+            pace = self.pilot.pace
+        return pace
+
+    def _take(self, chosen: PaceConfig) -> p.Pace:
+        """The pace to go on at, with an autopilot if that is to choose."""
+        paces = chosen.build_all(self._config.gradients)
+        self.pilot = p.Pilot(paces, chosen.margin, chosen.patience) if chosen.name == "auto" else None
+        return paces[0]
 
     def follow_plan(self, coordinator: Coordinator, day: int) -> None:
         """Switch if the plan has come to its next pace."""
@@ -65,7 +77,8 @@ class Switching:
         due, chosen = planned(self._config, day, read)
         if due != self._due:
             self._due, self._asked = due, None
-            pace = chosen.build(self._config.gradients)
+            pace = self._take(chosen)
+            coordinator.pilot = self.pilot
             coordinator.switch(pace)
             self._note(f"day {day}, {read:,} samples: the pace is now {pace.name}")
 
@@ -85,9 +98,18 @@ class Switching:
                 self._answer(path, {"refused": why})
                 return
             self._asked, self._answering = chosen, (path, len(coordinator.pauses))
-            pace = chosen.build(self._config.gradients)
+            pace = self._take(chosen)
+            coordinator.pilot = self.pilot
             coordinator.switch(pace)
             self._note(f"{coordinator.machine.account.read:,} samples: the pace is now {pace.name}, as asked")
+
+    def tell_decisions(self, coordinator: Coordinator) -> list[dict[str, Any]]:
+        """What the autopilot decided since the last call; each is noted."""
+        new = coordinator.decisions[self._decided :]
+        self._decided += len(new)
+        for read, decision in new:
+            self._note(f"{read:,} samples: the pace is now {decision.pace.name}: {decision.reason}")
+        return [{"samples_read": read, **decision.to_json()} for read, decision in new]
 
     def longest_pause(self, coordinator: Coordinator) -> float | None:
         """Of the switches since the last call, in seconds."""
@@ -109,7 +131,8 @@ class Switching:
     def to_json(self) -> dict[str, Any]:
         """What a snapshot keeps."""
         asked = None if self._asked is None else self._asked.model_dump(mode="json", exclude_unset=True)
-        return {"due": self._due, "asked": asked, "plan": self._plan()}
+        pilot = None if self.pilot is None else self.pilot.to_json()
+        return {"due": self._due, "asked": asked, "plan": self._plan(), "pilot": pilot}
 
     def _plan(self) -> Any:
         paces = [self._config.pace, *(switch.pace for switch in self._config.switch)]

@@ -125,7 +125,7 @@ class Trainer:
         # With the files themselves for the patterns, so that the configuration means the same anywhere.
         data = self.config.data.model_copy(update={"days": self.job.days})
         resolved = self.config.model_copy(update={"data": data})
-        self.run.begin(resolved.to_yaml(), lines, trace_bytes, self.day)
+        self.run.begin(resolved.to_yaml(), lines, trace_bytes, self.day, machine.account.read)
         self.run.trace(p.start_line(machine))
         self.curves = Curves(self.run.path / "curves", machine.account.read if loaded else None)
         self.coordinator = Coordinator(
@@ -138,6 +138,7 @@ class Trainer:
             self._before_read,
             self.job.statistics,
         )
+        self.coordinator.pilot = self._switching.pilot
         self.coordinator.progress.rows_skipped = skipped
         self.coordinator.telemetry = counted
         self._saved_at = machine.account.read
@@ -204,6 +205,7 @@ class Trainer:
 
     def _tell_day(self) -> None:
         """Write what was counted in a trained day, and count anew."""
+        self._tell_decisions()
         account, counted = self.coordinator.machine.account, count(self.coordinator, self.job.route)
         self.tally.end_day(account, counted)
         told = {"day": self.day, "pace": self.coordinator.machine.pace.name, "samples_read": account.read}
@@ -231,6 +233,7 @@ class Trainer:
 
     def _watch(self) -> None:
         self._switching.follow_requests(self.coordinator, self.body.virtual)
+        self._tell_decisions()
         account, progress = self.coordinator.machine.account, self.coordinator.progress
         status = {
             "rows": account.read,
@@ -248,6 +251,10 @@ class Trainer:
             values |= {"dropped_share": account.dropped / max(account.read, 1), **self.tally.live(account)}
             self.curves.add("training", values, account.read)
             self.curves.histograms("training", counted, account.read)
+
+    def _tell_decisions(self) -> None:
+        for told in self._switching.tell_decisions(self.coordinator):
+            self.run.decision(told)
 
     # --- keeping and ending -------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ lost in a step, none of its gradients counts, their leases are issued again, and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +19,14 @@ from paceline.runtimes.coordinator import Coordinator, Lease
 
 @dataclass(slots=True)
 class Result:
-    """What a rank brings back from a step. loss, norm, statistics: of its gradient, if it had a lease; sent, predicted:
-    bytes by kind."""
+    """What a rank brings back from a step. loss, norm, statistics, seconds (of computing): of its gradient, if it had
+    a lease; sent, predicted: bytes by kind."""
 
     broken: bool
     loss: float = 0.0
     norm: float = 0.0
     statistics: Tensor | None = None
+    seconds: float = 0.0
     sent: dict[str, float] = field(default_factory=dict)
     predicted: dict[str, float] = field(default_factory=dict)
 
@@ -74,7 +76,7 @@ class Lockstep:
             if coordinator is not None and member.worker in self.stepping:
                 self._away(coordinator, member.worker or "")
 
-    def advance(self, coordinator: Coordinator, collective: bool, traffic: Traffic | None) -> bool:
+    def advance(self, coordinator: Coordinator, collective: Callable[[], bool], traffic: Traffic | None) -> bool:
         """Begin the next step if everybody is ready for it. Returns whether there are new orders.
 
         collective: whether the pace wants steps; else, and when the day is over, all workers leave.
@@ -86,7 +88,7 @@ class Lockstep:
             return False
         self._count(coordinator, members, traffic)
         workers = [m.worker for m in members if m.worker is not None]
-        if collective and workers and coordinator.failure is None:
+        if collective() and workers and coordinator.failure is None:
             for worker in workers:
                 if worker not in self.stepping:
                     coordinator.join(worker)
@@ -113,7 +115,7 @@ class Lockstep:
                 if worker in self.stepping:
                     self._away(coordinator, worker)
                 continue
-            coordinator.push(worker, lease, result.loss, result.norm, result.statistics)
+            coordinator.push(worker, lease, result.loss, result.norm, result.statistics, result.seconds)
         if broken:
             self._names = ()  # what is left forms a new group
         elif traffic is not None:
@@ -149,4 +151,5 @@ def read_result(head: dict[str, Any], statistics: Tensor) -> Result:
     told = head["result"]
     if told is None:
         return Result(head["broken"], sent=head["sent"], predicted=head["predicted"])
-    return Result(head["broken"], told["loss"], told["norm"], statistics, head["sent"], head["predicted"])
+    own = (told["loss"], told["norm"], statistics, told["seconds"])
+    return Result(head["broken"], *own, head["sent"], head["predicted"])

@@ -134,8 +134,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         coordinator = self._coordinator
         if coordinator is None or self._seated or not self._lockstep.members:
             return
-        wanted = self._open and self._collective(coordinator)
-        if self._lockstep.advance(coordinator, wanted, self.traffic):
+        # Asked once the last step is counted: an autopilot may switch over its gradients.
+        if self._lockstep.advance(coordinator, lambda: self._open and self._collective(coordinator), self.traffic):
             self._changed.notify_all()
         elif not self._lockstep.stepping:
             self._changed.notify_all()  # seats may be waiting for that
@@ -216,7 +216,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             self.traffic.busy[place.worker.split("+")[0]] = head["busy"]
         lease = Lease(head["gradient"], head["token"], head["version"], _NO_BATCH, head["attempt"])
         statistics = torch.from_numpy(wire.unpack(data, 0, np.float32).copy())
-        coordinator.push(place.worker, lease, head["loss"], head["norm"], statistics)
+        coordinator.push(place.worker, lease, head["loss"], head["norm"], statistics, head["seconds"])
         return {}, []
 
     def _check(self, place: Place) -> None:

@@ -46,11 +46,13 @@ class RemoteOffice:
         self._statistics.copy_(statistics)
         return lease
 
-    def push(self, worker: str, lease: Lease, loss: float, norm: float, statistics: Tensor) -> None:
+    def push(
+        self, worker: str, lease: Lease, loss: float, norm: float, statistics: Tensor, seconds: float = 0.0
+    ) -> None:
         """Report a gradient; the next `lease` tells if it was refused."""
         names = ("gradient", "token", "version", "attempt")
         told = {"op": "push", "loss": loss, "norm": norm, **{name: getattr(lease, name) for name in names}}
-        told |= {"carried": self.carried(), "busy": self.busy()}
+        told |= {"seconds": seconds, "carried": self.carried(), "busy": self.busy()}
         self._stream.send(told, [statistics.detach().numpy()])
         self._unread += 1
 
@@ -74,7 +76,9 @@ class RemoteRank:
     def step(self, result: Result) -> tuple[Order, Tensor]:
         """Bring the result of the last step and wait for the next order, with the worker's statistics of batch
         normalisation. Raises Stopped when there is none for this process any more."""
-        told = {"loss": result.loss, "norm": result.norm} if result.statistics is not None else None
+        told = None
+        if result.statistics is not None:
+            told = {"loss": result.loss, "norm": result.norm, "seconds": result.seconds}
         head = {"op": "step", "result": told, "broken": result.broken, "sent": result.sent}
         arrays = [] if result.statistics is None else [result.statistics.detach().numpy()]
         self._stream.send({**head, "predicted": result.predicted}, arrays)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from paceline.exchange.desk import Desk
 from paceline.exchange.group import Group, connect
 from paceline.runtimes.collective import Collective, make_plan
 from paceline.runtimes.compute import Replica
+from paceline.runtimes.turns import Turn
 
 TIMEOUT = 60.0  # seconds that a step waits for the slowest
 
@@ -58,7 +59,7 @@ class Stepper:
         dense: int,
         exchange: Literal["auto", "rows", "substitute"],
         generation: int,
-        turn: AbstractContextManager[None],
+        turn: Turn,
     ) -> None:
         self._meeting, self._desk, self._replica, self._works = meeting, desk, replica, works
         self._shards, self._dense, self._exchange, self._generation = shards, dense, exchange, generation
@@ -99,7 +100,7 @@ class Stepper:
         if found is None:
             return Result(False, sent=sent, predicted=predicted)
         loss, norm = found
-        return Result(False, loss, norm, self._replica.statistics.clone(), sent, predicted)
+        return Result(False, loss, norm, self._replica.statistics.clone(), self._turn.seconds, sent, predicted)
 
     def _join(self, order: Order) -> Collective:
         """Form the order's group with the others."""

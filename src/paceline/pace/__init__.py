@@ -22,8 +22,9 @@ from paceline.pace.messages import (
     WorkerLeft,
     WorkRequested,
 )
+from paceline.pace.pilot import Decision, Fact, Pilot
 from paceline.pace.state import Account, Lease, State, begin, from_json, to_json
-from paceline.pace.trace import command_line, event_line, replay, start_line
+from paceline.pace.trace import command_line, decision_line, event_line, fact_line, replay, start_line
 from paceline.pace.values import (
     Pace,
     asynchronous,
@@ -43,15 +44,18 @@ __all__ = [
     "BatchRead",
     "Command",
     "DataEnded",
+    "Decision",
     "Drained",
     "Drop",
     "Event",
+    "Fact",
     "GradientPushed",
     "Grant",
     "Lease",
     "Pace",
     "PaceSwitched",
     "Part",
+    "Pilot",
     "Snapshot",
     "SnapshotRequested",
     "State",
@@ -66,7 +70,9 @@ __all__ = [
     "bulk_synchronous",
     "command_line",
     "damped",
+    "decision_line",
     "event_line",
+    "fact_line",
     "from_json",
     "gba",
     "replay",

@@ -9,6 +9,11 @@ A trace starts with `= {state}` (a new machine, or one restored from a checkpoin
     < grant worker-0 0 token 0
     > pushed worker-0 0
     < apply 1 limit 0 samples 256 | 0 share 1.0 factor 1.0 token 0
+
+Under an autopilot, besides, what it was told ('?': who, samples, seconds of computing, moment) and what it decided:
+
+    ? worker-0 256 0.0123 17.5
+    ! {"pace": "gba", "measured": 390.1, ...}
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ from paceline.pace.messages import (
     WorkerLeft,
     WorkRequested,
 )
+from paceline.pace.pilot import Decision, Fact, Pilot
 from paceline.pace.state import State, from_json, to_json
 from paceline.pace.values import Pace
 
@@ -64,6 +70,16 @@ def event_line(event: Event) -> str:
             return "> ended"
         case SnapshotRequested():
             return "> snapshot"
+
+
+def fact_line(fact: Fact) -> str:
+    """What an autopilot is told and the machine does not know."""
+    return f"? {fact.worker} {fact.samples} {fact.seconds!r} {fact.now!r}"
+
+
+def decision_line(decision: Decision) -> str:
+    """What an autopilot decided, with its reasons."""
+    return "! " + json.dumps(decision.to_json())
 
 
 def command_line(command: Command) -> str:
@@ -117,16 +133,20 @@ def read_event(line: str) -> Event:
     raise PaceError(f"not an event of a pace trace: {line!r}")
 
 
-def replay(lines: Iterable[str]) -> State:
-    """Run a recorded trace through the machine again and return the last state.
+def replay(lines: Iterable[str], pilot: Pilot | None = None) -> State:
+    """Run a recorded trace through the machine again, and through `pilot` if given, and return the last state.
 
-    Raises PaceError at the first command that differs from the recorded one.
+    Raises PaceError at the first command or decision that differs from the recorded one.
     """
     state: State | None = None
     expected: list[str] = []
     for number, line in enumerate(lines, 1):
         text = line.rstrip("\n")
-        if text.startswith("<"):
+        if text.startswith("?") and pilot is None:
+            continue
+        if text.startswith(("<", "!")):
+            if text.startswith("!") and pilot is None:
+                continue
             made = expected.pop(0) if expected else "(no command)"
             if made != text:
                 raise PaceError(f"trace line {number}: recorded {text!r}, but the machine says {made!r}")
@@ -139,6 +159,14 @@ def replay(lines: Iterable[str]) -> State:
             if state is None:
                 raise PaceError(f"trace line {number}: an event before the start line ('= ...')")
             expected = [command_line(c) for c in step(state, read_event(text))]
+            if pilot is not None and any(line.startswith("< drained") for line in expected):
+                pilot.pause()
+        elif text.startswith("?") and pilot is not None and state is not None:
+            worker, samples, seconds, now = text.removeprefix("? ").rsplit(" ", 3)
+            applied = state.account.applied
+            fact = Fact(worker, int(samples), float(seconds), float(now), applied, state.version, state.steps.keys())
+            decision = pilot.observe(fact)
+            expected = [] if decision is None else [decision_line(decision)]
     if state is None:
         raise PaceError("an empty trace: there is no start line ('= ...')")
     if expected:

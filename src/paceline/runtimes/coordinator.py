@@ -84,6 +84,8 @@ class Coordinator:
         self.next_span: Span | None = None
         self.failure: BaseException | None = None
         self.pauses: list[float] = []  # seconds from each switch to the first lease under the new pace
+        self.pilot: p.Pilot | None = None  # chooses the pace, if anybody does
+        self.decisions: list[tuple[int, p.Decision]] = []  # (samples read, what it chose), of this process
         self.settling = False  # an update is being carried out: the parameters are not whole
         self._settler = settler
         self._trace = trace
@@ -191,9 +193,11 @@ class Coordinator:
                 else:
                     self._changed.wait()
 
-    def push(self, worker: str, lease: Lease, loss: float, norm: float, statistics: Tensor) -> None:
+    def push(
+        self, worker: str, lease: Lease, loss: float, norm: float, statistics: Tensor, seconds: float = 0.0
+    ) -> None:
         """A gradient (of norm `norm`) that the settler holds already: let the machine decide on it. statistics: of
-        the worker's batch normalisation now, [S]."""
+        the worker's batch normalisation now, [S]; seconds: that it was computed for (0: not known)."""
         with self._changed:
             if self.failure is not None or worker not in self._joined:
                 raise Stopped
@@ -203,7 +207,22 @@ class Coordinator:
             if self._statistics is not None:
                 self._statistics.workers[worker] = statistics
             progress.loss = loss if progress.loss != progress.loss else 0.98 * progress.loss + 0.02 * loss
+            samples = self.machine.samples.get(lease.gradient, 0)
             self._step(p.GradientPushed(worker, lease.gradient))
+            if self.pilot is not None:
+                self._follow(self.pilot, worker, samples, seconds)
+
+    def _follow(self, pilot: p.Pilot, worker: str, samples: int, seconds: float) -> None:
+        """Tell the autopilot of a gradient that has come, and do as it says."""
+        machine = self.machine
+        account = machine.account
+        fact = p.Fact(worker, samples, seconds, self._clock(), account.applied, machine.version, machine.steps.keys())
+        self._trace(p.fact_line(fact))
+        decision = pilot.observe(fact)
+        if decision is not None:
+            self._trace(p.decision_line(decision))
+            self.decisions.append((account.read, decision))
+            self.switch(decision.pace)
 
     def switch(self, pace: p.Pace) -> None:
         """From now on train at `pace`."""
@@ -290,6 +309,9 @@ class Coordinator:
                         self._switched = None
                     batch, version = self._batches[gradient], self.machine.version
                     self._granted[worker] = Lease(gradient, token, version, batch, self._attempts)
+                case p.Drained():
+                    if self.pilot is not None:
+                        self.pilot.pause()
                 case _:
                     pass
         if commands:

@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,7 +28,9 @@ class Office(Protocol):
 
     def lease(self, worker: str) -> Lease | None: ...
 
-    def push(self, worker: str, lease: Lease, loss: float, norm: float, statistics: Tensor) -> None: ...
+    def push(
+        self, worker: str, lease: Lease, loss: float, norm: float, statistics: Tensor, seconds: float = 0.0
+    ) -> None: ...
 
 
 class Route(Protocol):
@@ -47,17 +48,15 @@ def settle_thread() -> None:
     torch.set_flush_denormal(True)
 
 
-def work(
-    name: str, office: Office, route: Route, replica: Replica, turn: AbstractContextManager[None] | None = None
-) -> None:
+def work(name: str, office: Office, route: Route, replica: Replica, turn: Turn | None = None) -> None:
     """A worker's whole life: lease, pull, compute, push, until the data is drained. turn: held while it computes."""
-    turn = turn or nullcontext()
+    turn = turn or Turn()
     while (lease := office.lease(name)) is not None:
         pulled = route.pull(lease.batch.flat_ids(), replica.flat, lease.ticket)
         with turn:
             loss, gradient, norm = compute(replica, lease, pulled)
         route.push(lease.gradient, gradient)
-        office.push(name, lease, loss, norm, replica.statistics.clone())
+        office.push(name, lease, loss, norm, replica.statistics.clone(), turn.seconds)
 
 
 def compute(replica: Replica, lease: Lease, pulled: Pulled) -> tuple[float, Gradient, float]:

@@ -44,6 +44,7 @@ class Turn(AbstractContextManager[None]):
     ) -> None:
         self._slow, self._room, self._dies, self._busy = slow, room, dies, busy or Busy()
         self._started = 0.0
+        self.seconds = 0.0  # that the last turn took
 
     def __enter__(self) -> None:
         if self._dies():
@@ -55,6 +56,7 @@ class Turn(AbstractContextManager[None]):
     def __exit__(self, *_: object) -> None:
         if self._slow > 1.0:
             time.sleep((self._slow - 1.0) * (time.monotonic() - self._started))
-        self._busy.seconds += time.monotonic() - self._started
+        self.seconds = time.monotonic() - self._started
+        self._busy.seconds += self.seconds
         if self._room is not None:
             self._room.release()

@@ -41,13 +41,14 @@ _ASKED, _COMPUTED, _ARRIVED, _SETTLED, _DIES, _BACK = range(6)
 @dataclass(slots=True)
 class _Task:
     """A lease on its way through a worker. size: bytes of its pull, and of its push; life: the worker's, which tells
-    what a dead one held apart; result: what it computes."""
+    what a dead one held apart; result: what it computes; seconds: for how long."""
 
     lease: Lease
     size: int
     collective: bool
     life: int
     result: Outcome
+    seconds: float = 0.0
 
 
 class VirtualBody:
@@ -230,7 +231,7 @@ class _Day:
         coordinator, version = self.coordinator, self.coordinator.machine.version
         self.body._route.push(task.lease.gradient, gradient)
         collective = coordinator.machine.pace.collective
-        coordinator.push(self.body._names[worker], task.lease, loss, norm, statistics)
+        coordinator.push(self.body._names[worker], task.lease, loss, norm, statistics, task.seconds)
         if collective and coordinator.machine.version != version:
             size = 4 * gradient.dense.numel()
             self.barrier = self.body._wires.reduced(self.body.now, size, len(self.alive))
@@ -266,4 +267,5 @@ class _Day:
     def compute(self, worker: int, task: _Task, when: float) -> None:
         """The worker has what it needs at `when`."""
         done = self.body._speeds.done(worker, task.lease.gradient, task.lease.batch.samples, when)
+        task.seconds = done - when
         self.push(done, worker, _COMPUTED, task)
