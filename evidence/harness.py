@@ -125,12 +125,15 @@ def merged(base: dict[str, Any], *more: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Result:
-    """What a run said. lines: metrics.jsonl; days: histograms.jsonl; minutes: real ones of one process."""
+    """What a run said. lines: metrics.jsonl; days: histograms.jsonl; minutes: real ones of one process; decisions:
+    autopilot.jsonl; curve: samples applied after each second, of a run under an autopilot whose tags ask for it."""
 
     arm: Arm
     lines: list[dict[str, Any]]
     days: list[dict[str, Any]]
     minutes: float
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    curve: list[float] = field(default_factory=list)
 
     def auc(self) -> dict[int, float]:
         """AUC of each evaluated day."""
@@ -188,7 +191,8 @@ class Study:
         value = json.loads(path.read_text())
         if value["settings"] != arm.settings():
             return None
-        return Result(arm, value["lines"], value["days"], value["minutes"])
+        more = {key: value[key] for key in ("decisions", "curve") if key in value}
+        return Result(arm, value["lines"], value["days"], value["minutes"], **more)
 
     def write(self, name: str, text: str) -> None:
         """Write and print a table."""
@@ -215,9 +219,28 @@ def perform(arm: Arm, claim: str) -> dict[str, Any]:
     _go(arm, claim, folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     days = [_short(json.loads(line)) for line in (folder / "histograms.jsonl").read_text().splitlines()]
+    found: dict[str, Any] = {"lines": lines, "days": days}
+    if (folder / "autopilot.jsonl").exists():
+        found["decisions"] = [json.loads(line) for line in (folder / "autopilot.jsonl").read_text().splitlines()]
+    if "curve" in arm.tags:
+        found["curve"] = _curve(folder / "pace.trace", arm.tags["curve"])
     if "keep" not in arm.tags:
         shutil.rmtree(folder)
-    return {"lines": lines, "days": days, "minutes": round((time.monotonic() - started) / 60, 2)}
+    return {**found, "minutes": round((time.monotonic() - started) / 60, 2)}
+
+
+def _curve(trace: Path, seconds: float) -> list[float]:
+    """Samples applied after each `seconds`, from what the autopilot was told."""
+    curve, applied = [], 0
+    with open(trace) as file:
+        for line in file:
+            if line.startswith("< apply"):
+                applied = int(line.split(maxsplit=7)[6])
+            elif line.startswith("? "):
+                now = float(line.rsplit(" ", 1)[1])
+                while len(curve) * seconds <= now - seconds:
+                    curve.append(float(applied))
+    return [*curve, float(applied)]
 
 
 def _folder(arm: Arm, claim: str) -> Path:
