@@ -29,6 +29,7 @@ from paceline.runtimes.body import Store
 from paceline.runtimes.compute import Layout, Replica
 from paceline.runtimes.statistics import Statistics
 from paceline.schema import CRITEO_COLUMNS, Schema
+from paceline.teachers import Teachers
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def sparse_optimizer(name: str, options: dict[str, Any]) -> SparseOptimizer:
 
 def make_model(config: JobConfig, inputs: Inputs) -> Model:
     """The model, its dense parameters drawn with the job's seed."""
-    with drawing(config.seed):
+    with drawing(config.drawn_seed):
         model = build_model(config.model.name, config.model.options, inputs)
         if inputs.normalise != "none" and inputs.dense:
             model = Normalised(model, inputs)
@@ -120,7 +121,7 @@ def make_shard(config: JobConfig, index: int = 0, shards: int = 1) -> Shard:
     bounds = np.concatenate([np.full(part.width, part.std * 3**0.5, np.float32) for part in parts])
     sparse = config.optimizer.sparse
     optimizer = sparse_optimizer(sparse.name, dict(sparse.options))
-    table = Table(bounds, optimizer, config.seed)
+    table = Table(bounds, optimizer, config.drawn_seed)
     dense_options = {key: _maybe_number(key, value) for key, value in config.optimizer.dense.options.items()}
     dense = DenseBlock(model, make_optimizer(config.optimizer.dense.name, dense_options, model, names), names)
     _check_weights(config, optimizer, dense)
@@ -131,7 +132,17 @@ def make_replica(config: JobConfig) -> Replica:
     """A worker's model."""
     schema, model = config.log_schema(), make_model(config, make_inputs(config))
     layout = Layout(model.parts(), len(schema.single_fields), len(schema.multi))
-    return Replica(model, layout, config.precision)
+    return Replica(model, layout, config.precision, config.codistill.weight if config.codistill else 0.0)
+
+
+def make_replicas(config: JobConfig, count: int) -> list[Replica]:
+    """Those of a process; in a codistillation they have their teachers in common."""
+    made = [make_replica(config) for _ in range(count)]
+    if config.share is not None:
+        teachers = Teachers(lambda: (make_shard(config), make_replica(config)))
+        for replica in made:
+            replica.taught = teachers.taught
+    return made
 
 
 def assemble(config: JobConfig, base: Path, replicas: int | None = None, store: Store | None = None) -> Job:
@@ -140,7 +151,7 @@ def assemble(config: JobConfig, base: Path, replicas: int | None = None, store: 
     """
     log = make_log(config)
     route = DirectRoute(make_shard(config)) if store is None else store
-    made = [make_replica(config) for _ in range(config.workers if replicas is None else replicas)]
+    made = make_replicas(config, config.workers if replicas is None else replicas)
     layout = made[0].layout
     return Job(config, log.schema, log, day_files(config, base), layout, route, made, Statistics(made[0].statistics))
 

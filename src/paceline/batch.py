@@ -68,7 +68,8 @@ class Bag:
 class Batch:
     """labels float32 [B]; ids int64 [B, single fields]; bags: one per multi field; dense float32 [B, dense width];
     groups int64 [B] or None; span: where it came from; following: the empty span right behind it; skipped: rows left
-    out since the batch before; places: int64 [B, 2] (file, row from 0), only where scores are to be told apart."""
+    out since the batch before; places: int64 [B, 2] (file, row from 0), only where scores are to be told apart; soft:
+    float32 [B], what other models predict, to learn from besides."""
 
     labels: Floats
     ids: Ints
@@ -79,6 +80,7 @@ class Batch:
     following: Span
     skipped: tuple[BadRow, ...] = ()
     places: Ints | None = None
+    soft: Floats | None = None
 
     @property
     def samples(self) -> int:

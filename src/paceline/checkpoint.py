@@ -127,9 +127,9 @@ def commit(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     # From here on it is stored; what cannot be removed now is removed by `clean`.
-    older = [path for path in _all(folder) if int(path.name) <= version]
+    older = [path for path in committed(folder) if int(path.name) <= version]
     safe = next((path for path in older if int(path.name) <= sound), None)
-    for path in _all(folder):
+    for path in committed(folder):
         if path not in older[:keep] and path != safe:
             shutil.rmtree(_aside(path), ignore_errors=True)
     _collect(folder, version)
@@ -146,7 +146,7 @@ def discard(folder: Path, pieces: Iterable[Piece]) -> None:
 def set_aside(folder: Path, sound: int) -> Path | None:
     """Remove snapshots newer than version `sound`: what was trained since may have exploded already. The last one that
     is left is never removed. Returns the newest that is left. Nobody may be writing."""
-    found = _all(folder)
+    found = committed(folder)
     while len(found) > 1 and int(found[0].name) > sound:
         shutil.rmtree(_aside(found.pop(0)), ignore_errors=True)
     _collect(folder)
@@ -225,7 +225,7 @@ def newest(folder: Path) -> Loaded | None:
     one was written in another format.
     """
     damaged: list[str] = []
-    for path in _all(folder):
+    for path in committed(folder):
         try:
             problem = _problem(path)
             if problem is None:
@@ -286,10 +286,15 @@ def _shape(named: dict[str, list[int]], name: str) -> str:
 # --- what is there ----------------------------------------------------------------------------------------------------
 
 
-def _all(folder: Path) -> list[Path]:
-    """Newest first."""
+def committed(folder: Path) -> list[Path]:
+    """The snapshots under `folder`, newest first."""
     found = [p for p in folder.glob("[0-9]*") if p.name.isdigit() and (p / MANIFEST).exists()]
     return sorted(found, key=lambda p: int(p.name), reverse=True)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is such a snapshot still."""
+    return (path / MANIFEST).exists()
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -322,7 +327,7 @@ def _named(folder: Path) -> set[str] | None:
     """Names of the pieces' files that snapshots need; None if that cannot be known: a manifest cannot be read just now,
     or is of another format."""
     named: set[str] = set()
-    for path in _all(folder):
+    for path in committed(folder):
         try:
             for piece in _manifest(path)["pieces"]:
                 named.update(file.name for file in Piece.from_json(piece).files)

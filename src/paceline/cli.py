@@ -82,11 +82,26 @@ def train(
 
     config = load_config(job, overrides)
     base = job.parent.resolve()
+    if config.codistill is not None and config.codistill.group is None:
+        _train_groups(job, overrides or [], config.codistill.groups, run_dir, resume)
+        return
     if config.cluster is not None:
         from paceline.cluster.supervisor import train_on_cluster as run_job
     else:
         from paceline.training import train as run_job
     _run(job, config, run_dir, resume, lambda folder, terminal: run_job(config, base, folder, resume, terminal))
+
+
+def _train_groups(job: Path, overrides: list[str], groups: int, run_dir: Path | None, resume: bool) -> None:
+    from paceline.groups import train_groups
+
+    if resume and run_dir is None:
+        raise ConfigError("--resume needs --run-dir: which run is to go on?")
+    folder = run_dir or _free_run_dir(job)
+    typer.echo(f"run directory: {folder}")
+    signal.signal(signal.SIGTERM, _stop)
+    model = train_groups(job, overrides, groups, folder, resume, typer.echo)
+    typer.echo(f"the model to serve: {model}")
 
 
 def _run(job: Path, config: Any, run_dir: Path | None, resume: bool, go: Callable[[Path, Any], object]) -> None:

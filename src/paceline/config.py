@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from paceline import pace as p
 from paceline.clusterconfig import ClusterConfig, InjectConfig
+from paceline.codistillconfig import CodistillConfig
+from paceline.data.share import Share
 from paceline.keys import Strict, keyed
 from paceline.schema import Label, Multi, Numeric, Schema, criteo_schema, libsvm_schema
 
@@ -252,6 +254,7 @@ class JobConfig(Strict):
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig | None = None
     inject: list[InjectConfig] = []
+    codistill: CodistillConfig | None = None
     seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
@@ -284,6 +287,25 @@ class JobConfig(Strict):
         return self
 
     @property
+    def drawn_seed(self) -> int:
+        """From which the model is drawn: each group of a codistillation has its own."""
+        group = 0 if self.codistill is None else self.codistill.group or 0
+        return (self.seed + 7_919 * group) % 2**63
+
+    @property
+    def saved_every(self) -> int:
+        """Samples between two checkpoints. In a codistillation they are what the other groups learn from."""
+        every = self.checkpoint.every
+        return every if self.codistill is None else min(every, self.codistill.every)
+
+    @property
+    def share(self) -> Share | None:
+        """The rows that are trained on here, if not all."""
+        if self.codistill is None or self.codistill.group is None:
+            return None
+        return Share(self.codistill.groups, self.codistill.group, self.seed)
+
+    @property
     def local_batch(self) -> int:
         """Samples per gradient: as given, or the global batch over the workers (all of it, if that leaves a rest)."""
         if self.batch.local is not None:
@@ -313,6 +335,8 @@ class JobConfig(Strict):
         """The resolved configuration, with every default written out."""
         values = self.model_dump(mode="json", by_alias=True)
         values["batch"]["local"] = self.local_batch
+        if self.codistill is None:
+            del values["codistill"]
         if self.cluster is None:
             del values["cluster"]
         elif self.cluster.security.token is not None and not self.cluster.security.token.startswith(("env:", "file:")):

@@ -26,6 +26,8 @@ def check_same_job(old: JobConfig, new: JobConfig, run_dir: Path) -> None:
         ("optimizer.sparse.name", old.optimizer.sparse.name, new.optimizer.sparse.name),
         ("optimizer.dense.name", old.optimizer.dense.name, new.optimizer.dense.name),
         ("seed", old.seed, new.seed),
+        ("codistill.groups", old.codistill and old.codistill.groups, new.codistill and new.codistill.groups),
+        ("codistill.group", old.codistill and old.codistill.group, new.codistill and new.codistill.group),
     ]
     for key, before, now in fixed:
         if before != now:

@@ -21,6 +21,7 @@ from paceline.errors import ClusterLost, LossError, PacelineError, RunDirError, 
 from paceline.evaluate import evaluate_files, need_both_classes, run_config
 from paceline.faults import worker_faults
 from paceline.keeper import Keeper
+from paceline.lessons import Lessons
 from paceline.resume import check_same_days, check_same_job, file_names
 from paceline.rundir import CHECKPOINTS, RunDir, storing
 from paceline.runtimes.body import Body, Store
@@ -96,6 +97,8 @@ class Trainer:
         self._last_result: dict[str, Any] = {}
         self._drawn = 0.0
         self._switching = Switching(job.config, run.path, watcher.note)
+        codistill = job.config.codistill
+        self._lessons = None if codistill is None else Lessons(codistill, run.path, watcher.note)
 
     # --- beginning ----------------------------------------------------------------------------------------------
 
@@ -139,6 +142,8 @@ class Trainer:
             self.job.statistics,
         )
         self.coordinator.pilot = self._switching.pilot
+        if self._lessons is not None:
+            self.coordinator.teachers = self._lessons.begin(None if loaded is None else loaded.state["lessons"])
         self.coordinator.progress.rows_skipped = skipped
         self.coordinator.telemetry = counted
         self._saved_at = machine.account.read
@@ -190,7 +195,8 @@ class Trainer:
         account = self.coordinator.machine.account
         read, started = account.read, time.monotonic()
         self.tally.begin_day(account)
-        plan = Plan(self.day, self.config.local_batch, self.next.start, self.next.moments, again=tuple(self.again))
+        place = (self.day, self.config.local_batch, self.next.start, self.next.moments)
+        plan = Plan(*place, again=tuple(self.again), share=self.config.share)
         self._day_started = started
         try:
             with contextlib.closing(day_batches(self.job.log, self.job.days[self.day], plan)) as source:
@@ -222,13 +228,15 @@ class Trainer:
         self.run.skipped(batch.skipped)
 
     def _before_read(self, _: Batch) -> None:
-        """Switch the pace if that was due with the batch before this one."""
+        """Switch the pace, or go on with other teachers, if that was due with the batch before this one."""
         self._switching.follow_plan(self.coordinator, self.day)
+        if self._lessons is not None:
+            self._lessons.follow(self.coordinator)
 
     def _on_update(self, coordinator: Coordinator) -> None:
         # A simulation waits for the last one to be written: its trace may not depend on how quick the disk is.
         free = self._keeper.free() or self.body.virtual
-        if free and coordinator.machine.account.read - self._saved_at >= self.config.checkpoint.every:
+        if free and coordinator.machine.account.read - self._saved_at >= self.config.saved_every:
             coordinator.snapshot(self._save)
 
     def _watch(self) -> None:
@@ -287,6 +295,7 @@ class Trainer:
             "tally": self.tally.to_json(count(coordinator, self.job.route)),
             "last_result": self._last_result,
             "switching": self._switching.to_json(),
+            "lessons": None if self._lessons is None else self._lessons.to_json(),
         }
         if coordinator.machine.version != self.job.route.version:
             raise TrainingError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline import checkpoint
-from paceline.assembly import make_replica, make_shard
+from paceline.assembly import make_replicas, make_shard
 from paceline.cluster.remote import RemoteOffice, RemoteRank
 from paceline.cluster.spec import NodeSpec
 from paceline.cluster.stepping import Meeting, Stepper
@@ -72,8 +72,8 @@ class Node:
         self._generation = generation
         for pulse in self._pulses:
             pulse.stop()
-        while len(self._replicas) <= (0 if self.spec.worker is None else self.spec.ahead):
-            self._replicas.append(make_replica(self._config))
+        if not self._replicas:
+            self._replicas += make_replicas(self._config, 1 if self.spec.worker is None else self.spec.ahead + 1)
         if meeting is not None:
             thread = threading.Thread(
                 target=self._rank, args=(generation, office, meeting), name=f"rank {self.spec.name}", daemon=True

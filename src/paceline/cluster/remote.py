@@ -144,6 +144,7 @@ def write_lease(lease: Lease, statistics: Tensor) -> tuple[dict[str, Any], Any]:
         "token": lease.token,
         "version": lease.version,
         "attempt": lease.attempt,
+        "teachers": lease.teachers,
         "span": batch.span.to_json(),
         "places": places,
     }
@@ -156,5 +157,6 @@ def read_lease(head: dict[str, Any], whole: Any) -> tuple[Lease, Tensor]:
     bags = tuple(Bag(*rest[i : i + 3]) for i in range(0, len(rest), 3))
     span = Span.from_json(head["span"])
     batch = Batch(labels, ids, bags, dense, None, span, span)
-    lease = Lease(head["gradient"], head["token"], head["version"], batch, head["attempt"])
+    numbers = (head["gradient"], head["token"], head["version"])
+    lease = Lease(*numbers, batch, head["attempt"], tuple(head["teachers"]))
     return lease, torch.from_numpy(statistics)

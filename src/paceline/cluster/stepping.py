@@ -92,7 +92,7 @@ class Stepper:
             self._desk.await_version(self._generation, order.version)
         self._replica.turn = self._turn
         try:
-            found = engine.step(order.lease)
+            found = engine.step(None if order.lease is None else self._replica.taught(order.lease))
         finally:
             self._replica.turn = nullcontext()  # seats that lease and push have turns of their own
         sent = {**engine.sent.values, "ids": engine.sent.id_bytes}

@@ -19,6 +19,7 @@ from paceline.data.chunks import Chunk
 from paceline.data.encode import Block, encode, join_bags, piece
 from paceline.data.moments import Moments, add, dense_inputs, no_moments
 from paceline.data.parquet import read_parquet
+from paceline.data.share import Share
 from paceline.data.text import Dialect, read_delimited, read_libsvm, without_absent_label
 from paceline.errors import DataError
 from paceline.schema import Schema
@@ -62,7 +63,7 @@ class Plan:
     """What to read of a day: first the spans in `again` (batches of a checkpoint that were not settled), each as one
     batch, then batches of `size` rows from `start` on; moments: the running moments at `start`, None at a first start.
 
-    frozen: do not learn moments (evaluation).
+    frozen: do not learn moments (evaluation); share: leave out the rows of other groups.
     """
 
     day: int
@@ -71,6 +72,7 @@ class Plan:
     moments: Moments | None = None
     again: tuple[Span, ...] = ()
     frozen: bool = False
+    share: Share | None = None
 
 
 def day_batches(log: Log, files: list[str], plan: Plan) -> Generator[Batch]:
@@ -79,7 +81,11 @@ def day_batches(log: Log, files: list[str], plan: Plan) -> Generator[Batch]:
     Raises DataError for what is wrong with a file, or with a row unless bad rows are skipped.
     """
     begin = min([plan.start, *(span.start for span in plan.again)])
-    blocks = _Ahead(lambda: _blocks(log, files, begin))
+    share = plan.share
+    if share is None:
+        blocks = _Ahead(lambda: _blocks(log, files, begin))
+    else:
+        blocks = _Ahead(lambda: (share.of(block, plan.day) for block in _blocks(log, files, begin)))
     try:
         yield from _held(_Cutter(log, plan), blocks, files, plan)
     finally:

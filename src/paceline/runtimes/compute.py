@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,7 @@ from paceline.models.base import Model, Part
 from paceline.models.normalise import LocalBatchNorm, flatten_statistics
 from paceline.params.dense import flatten
 from paceline.params.shard import Gradient
+from paceline.runtimes.coordinator import Lease
 
 Precision = Literal["fp32", "bf16"]
 
@@ -79,15 +81,20 @@ def row_sums(layout: Layout, batch: Batch, pulled: Pulled, gradients: list[Float
 
 class Replica:
     """A worker's own copy of the model. `flat` is its dense parameters; a pull copies the shard's into it.
-    `statistics`: of its local batch normalisation, which change as it computes gradients."""
+    `statistics`: of its local batch normalisation, which change as it computes gradients. distil: weight of the loss
+    against what other models predict, where a batch has that."""
 
-    def __init__(self, model: Model, layout: Layout, precision: Precision) -> None:
+    def __init__(self, model: Model, layout: Layout, precision: Precision, distil: float = 0.0) -> None:
         self.model = model
         self.layout = layout
         self.precision = precision
+        self.distil = distil
         self.flat = flatten(model)
         self.statistics = flatten_statistics(model)
         self.turn: AbstractContextManager[None] = nullcontext()  # held while it computes
+        self.taught: Callable[[Lease], Lease] = lambda lease: (
+            lease
+        )  # what teachers predict for a batch, where it has any
         self._parameters = list(model.parameters())
 
     def logits(self, batch: Batch, rows: dict[str, Tensor]) -> Tensor:
@@ -109,7 +116,8 @@ class Replica:
     def differentiate(
         self, batch: Batch, rows: dict[str, Tensor], leaves: list[Tensor]
     ) -> tuple[float, Tensor, list[Tensor]]:
-        """(mean log loss, its gradient by the dense parameters [parameters], and by each of the leaves of `rows`)."""
+        """(mean log loss against the labels; the gradient, by the dense parameters [parameters] and by each of the
+        leaves of `rows`, of it and of the loss against the teachers)."""
         with self.turn:
             return self._differentiate(batch, rows, leaves)
 
@@ -119,16 +127,24 @@ class Replica:
         logits = self.logits(batch, rows)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(batch.labels))
         inputs = [*self._parameters, *leaves]
-        grads = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+        whole = loss
+        if batch.soft is not None:
+            soft = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(batch.soft))
+            whole = loss + self.distil * soft
+        grads = torch.autograd.grad(whole, inputs, allow_unused=True, materialize_grads=True)
         count = len(self._parameters)
         dense = torch.cat([g.reshape(-1) for g in grads[:count]]) if count else torch.zeros(0)
         return float(loss.detach()), dense, list(grads[count:])
+
+    def score(self, batch: Batch, pulled: Pulled) -> Tensor:
+        """Logits float32 [B], in the mode that the model is in."""
+        return self.logits(batch, rows_of(self.layout, batch, pulled))
 
     @torch.no_grad()
     def predict(self, batch: Batch, pulled: Pulled) -> Floats:
         """Logits as numpy float32 [B]; no gradient is kept."""
         self.model.eval()
-        scores: Floats = self.logits(batch, rows_of(self.layout, batch, pulled)).numpy()
+        scores: Floats = self.score(batch, pulled).numpy()
         self.model.train()
         return scores
 
@@ -181,7 +197,15 @@ class StackedReplica:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=replica.precision == "bf16"):
             out = torch.func.vmap(logits, randomness="different")(state, rows, inputs)
         losses = torch.nn.functional.binary_cross_entropy_with_logits(out.float(), labels, reduction="none").mean(1)
-        grads = torch.autograd.grad(losses.sum(), [dense, *rows.values()], allow_unused=True, materialize_grads=True)
+        whole = losses
+        if any(batch.soft is not None for batch in batches):
+            soft = [labels[k] if b.soft is None else torch.from_numpy(b.soft) for k, b in enumerate(batches)]
+            taught = torch.tensor([b.soft is not None for b in batches]) * replica.distil
+            against = torch.nn.functional.binary_cross_entropy_with_logits(
+                out.float(), torch.stack(soft), reduction="none"
+            )
+            whole = losses + taught * against.mean(1)
+        grads = torch.autograd.grad(whole.sum(), [dense, *rows.values()], allow_unused=True, materialize_grads=True)
         of_rows = [g.contiguous().numpy() for g in grads[1:]]
         made = []
         for k, (batch, pull, loss) in enumerate(zip(batches, pulled, losses.tolist(), strict=True)):

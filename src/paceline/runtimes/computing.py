@@ -125,7 +125,7 @@ class _Stack:
             chosen[0].value, chosen[0].work = _compute(self._replica, work[0]), None
             return
         made = self._stacked.gradients(
-            [w.lease.batch for w in work],
+            [self._replica.taught(w.lease).batch for w in work],
             [w.pulled for w in work],
             torch.stack([w.dense for w in work]),
             torch.stack([w.statistics for w in work]),

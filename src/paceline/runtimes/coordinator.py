@@ -37,13 +37,14 @@ class Stopped(Exception):
 @dataclass(frozen=True, slots=True)
 class Lease:
     """A batch to compute; gradient is its number; version: of the parameters as they were when it was granted; attempt:
-    a number of its own for each lease."""
+    a number of its own for each lease; teachers: snapshots of other groups whose predictions are learned from."""
 
     gradient: int
     token: int
     version: int
     batch: Batch
     attempt: int = 0
+    teachers: tuple[str, ...] = ()
 
     @property
     def ticket(self) -> Ticket:
@@ -84,6 +85,7 @@ class Coordinator:
         self.next_span: Span | None = None
         self.failure: BaseException | None = None
         self.pauses: list[float] = []  # seconds from each switch to the first lease under the new pace
+        self.teachers: tuple[str, ...] = ()  # that leases name from now on
         self.pilot: p.Pilot | None = None  # chooses the pace, if anybody does
         self.decisions: list[tuple[int, p.Decision]] = []  # (samples read, what it chose), of this process
         self.settling = False  # an update is being carried out: the parameters are not whole
@@ -308,7 +310,7 @@ class Coordinator:
                         self.pauses.append(self._clock() - self._switched)
                         self._switched = None
                     batch, version = self._batches[gradient], self.machine.version
-                    self._granted[worker] = Lease(gradient, token, version, batch, self._attempts)
+                    self._granted[worker] = Lease(gradient, token, version, batch, self._attempts, self.teachers)
                 case p.Drained():
                     if self.pilot is not None:
                         self.pilot.pause()

@@ -61,7 +61,7 @@ def work(name: str, office: Office, route: Route, replica: Replica, turn: Turn |
 
 def compute(replica: Replica, lease: Lease, pulled: Pulled) -> tuple[float, Gradient, float]:
     """(mean log loss, its gradient, the gradient's norm) of a leased batch. Raises LossError if one is not finite."""
-    return checked(lease, *replica.gradient(lease.batch, pulled))
+    return checked(lease, *replica.gradient(replica.taught(lease).batch, pulled))
 
 
 def checked(lease: Lease, loss: float, gradient: Gradient) -> tuple[float, Gradient, float]:
