@@ -200,7 +200,7 @@ def test_burning_in_is_bitwise_alone_and_the_next_update_is_not(log, peers, tmp_
     # The batch that was just read when the exchange came is the first with teachers; its update is the first to differ.
     ends = {v: other[v][2]["machine"]["account"]["applied"] for v in shared}
     assert all((ends[v] <= first["samples_read"]) == (v in same) for v in shared)
-    assert 3 < len(same) < len(shared)
+    assert 0 < len(same) < len(shared)
 
 
 def test_without_weight_it_is_alone(log, peers, tmp_path):
