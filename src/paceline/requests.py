@@ -12,12 +12,13 @@ import json
 import secrets
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from paceline.errors import RunDirError
 from paceline.rundir import replace_text, storing
 
 REQUESTS = "requests"
+_WATCHED = ".watched"
 
 
 def waiting(run: Path, kind: str) -> list[Path]:
@@ -45,8 +46,7 @@ def ask(run: Path, kind: str, text: str, patience: float, otherwise: str) -> dic
         replace_text(path, text)
         answered, until = path.with_suffix(".json"), time.monotonic() + patience
         while not answered.exists():
-            late = time.monotonic() > until
-            if late or (path.exists() and not is_running(run)):  # who is at work on it may be between two generations
+            if time.monotonic() > until or not is_running(run):
                 _withdraw(run, path, patience)
             time.sleep(0.02)
         told: dict[str, Any] = json.loads(answered.read_text())
@@ -63,18 +63,36 @@ def _withdraw(run: Path, path: Path, patience: float) -> None:
         if path.with_suffix(".json").exists():
             return  # the answer has just come
         raise RunDirError(
-            f"{run}: it took the request up and gave no answer in {patience:g} s; see what the run itself says"
+            f"{run}: it took the request up, and ended or gave no answer in {patience:g} s; see what it says itself"
         ) from None
     raise RunDirError(f"{run}: it ended, or gave no answer in {patience:g} s; nothing was changed")
 
 
-def is_running(run: Path) -> bool:
-    """Whether a process has the run directory in use."""
+def watch_over(run: Path) -> TextIO | None:
+    """For who starts a run's processes again: it counts as running until the file that is returned is closed. None if
+    somebody else watches over it."""
+    with storing(run):
+        run.mkdir(parents=True, exist_ok=True)
+        file = open(run / _WATCHED, "a+")  # noqa: SIM115  (the caller closes it)
     try:
-        with open(run / ".lock", "a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def is_running(run: Path) -> bool:
+    """Whether a process has the run directory in use, or watches over those that do."""
+    return any(_is_locked(run / name) for name in (".lock", _WATCHED))
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
         return False
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False

@@ -9,6 +9,7 @@ curves/             TensorBoard
 checkpoints/        see paceline.checkpoint
 requests/           what people ask of a run that is going on (see paceline.requests)
 processes.json      of a run on a cluster: who runs where
+.lock, .watched     locked by the process that writes here, and by the command that starts it again
 """
 
 from __future__ import annotations

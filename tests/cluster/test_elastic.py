@@ -5,9 +5,12 @@ import threading
 import numpy as np
 import pytest
 from parties import locally, on_cluster, party
-from tools import job, synthetic
+from tools import job, synthetic, train
 
 from paceline import pace as p
+from paceline.cluster.traffic import Traffic
+from paceline.errors import ConfigError, RunDirError
+from paceline.staffing import ask_workers
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +152,35 @@ def test_a_gba_run_gains_a_helper_and_loses_it_in_the_middle_of_a_day(log):
     assert len(helped) * config.local_batch > 1000
     updates = [line.split()[2:] for line in trace if line.startswith("< apply ")]
     assert len(updates) == account.updates
+
+
+@pytest.mark.parametrize(
+    ("changes", "number", "error", "words"),
+    [
+        ({"cluster": {"nodes": 2}}, -1, ConfigError, "workers: -1 is no number of helpers; give one from 0 to 65,536"),
+        ({"cluster": {"nodes": 2}}, 65_537, ConfigError, "65537 is no number of helpers"),
+        ({"cluster": {"nodes": 0, "servers": 1, "workers": 2}}, 0, ConfigError, "nobody would compute"),
+        ({"cluster": {"nodes": 2}}, 1, RunDirError, "nothing is running there; give cluster.workers="),
+        ({"workers": 2}, 1, RunDirError, "its job has no `cluster:`"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path, log, changes, number, error, words):
+    changes = changes if "workers" in changes else {**changes, "workers": 2}
+    (tmp_path / "config.yaml").write_text(job(log, **changes).to_yaml())
+    with pytest.raises(error, match=words):
+        ask_workers(tmp_path, number)
+    assert not (tmp_path / "requests").exists()
+
+
+def test_metrics_tell_how_many_workers_there_are(tmp_path, log):
+    assert train(job(log, workers=3), log, tmp_path / "run")["workers"] == 3
+
+
+def test_bytes_of_a_worker_and_update_count_the_workers_that_there_were():
+    traffic = Traffic([10], 1, 1, 2, 4)
+    traffic.add_step({"rows": 1000.0}, {"rows": 500.0})
+    assert traffic.per_update(5)["bytes_measured"] == {"rows": 100.0}
+    traffic.staff(3, 5)
+    traffic.staff(3, 6)
+    assert traffic.per_update(10)["bytes_measured"] == {"rows": 1000 / (5 * 2 + 5 * 3)}
+    assert traffic.per_update(10)["bytes_predicted"] == {"rows": 500 / (5 * 2 + 5 * 3)}

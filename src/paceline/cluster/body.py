@@ -49,9 +49,9 @@ class ClusterBody:
         self._traffic.staff(workers, self._generation_updates)
 
     @property
-    def samples_read(self) -> int:
-        """By the run."""
-        return 0 if self._coordinator is None else self._coordinator.machine.account.read
+    def samples_read(self) -> int | None:
+        """By the run; None until its workers may begin."""
+        return None if self._coordinator is None else self._coordinator.machine.account.read
 
     @property
     def _generation_updates(self) -> int:

@@ -101,7 +101,7 @@ class Chief:
         assert self._office is not None
         assert self._config.cluster is not None
         office, messages, cluster = self._office, self._messages, self._config.cluster
-        messages.lost = None
+        messages.lost, self._body = None, None
         model = make_replica(self._config).model
         width = sum(part.width for part in model.parts())
         sizes = slice_sizes(model, len(shards))
@@ -141,15 +141,15 @@ class Chief:
         """What the run has said since the last call."""
         return self._messages.fetch()
 
-    def staff(self, workers: int, away: list[str]) -> tuple[list[str], list[str], int]:
+    def staff(self, workers: int, away: list[str]) -> tuple[list[str], list[str], int | None]:
         """There are so many workers now, and those in `away` are to leave. Returns (workers that are at work, those of
-        `away` that are not gone yet, samples read in this generation's run)."""
+        `away` that are not gone yet, samples read, or None where no worker may begin yet)."""
         assert self._office is not None
         joined, lingering = self._office.staff(set(away))
         body = self._body
         if body is not None:
             body.staff(workers)
-        return joined, lingering, 0 if body is None else body.samples_read
+        return joined, lingering, None if body is None else body.samples_read
 
     def interrupt(self) -> None:
         """As Ctrl-C does."""

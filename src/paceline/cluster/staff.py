@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from paceline.cluster.spec import NodeSpec
-from paceline.requests import answer, waiting
+from paceline.requests import answer, waiting, watch_over
 from paceline.staffing import KIND, LEAVE, ROOM, START, why_not
 
 
@@ -42,6 +42,7 @@ class Staff:
         self._cluster, self._ray, self._note = cluster, placing, note
         self._away: set[str] = set()  # workers that were sent away and not called back
         self._change: _Change | None = None
+        self._claim: TextIO | None = None  # on the run's requests
         self._asked: Any = None  # the coordinator's answer is under way
 
     @property
@@ -51,7 +52,8 @@ class Staff:
         return sum(spec.worker is not None and spec.name not in coming for spec in self._specs)
 
     def begin(self) -> None:
-        """What was asked before the run is void."""
+        """What was asked before the run is void. Where another command is at work, the requests are its own."""
+        self._claim = watch_over(self._run_dir)
         self._refuse("the run was not running at that moment; ask again")
 
     def end(self) -> None:
@@ -59,11 +61,13 @@ class Staff:
         if self._change is not None:
             answer(self._change.request, {"refused": "the run ended before all had joined or left"})
         self._refuse("the run has ended")
+        if self._claim is not None:
+            self._claim.close()
 
     def tend(self, starting: dict[str, Any]) -> bool:
         """Called ten times a second. starting: by name, calls that start processes, which begin when these are
         answered; newcomers' are added, leavers' taken out. Returns whether other processes are there than before."""
-        if self._change is None:
+        if self._change is None and self._claim is not None:
             self._take_up(starting)
         change = self._change
         if change is None:
@@ -73,7 +77,7 @@ class Staff:
         if heard is not None:
             joined, lingering, read = heard
             changed |= self._settle(change, joined, lingering, starting)
-            if not change.coming and not change.leaving:
+            if not change.coming and not change.leaving and read is not None:
                 self._finish(change, read)
         return changed
 
@@ -146,7 +150,7 @@ class Staff:
                 changed = True
         return changed
 
-    def _hear(self) -> tuple[list[str], list[str], int] | None:
+    def _hear(self) -> tuple[list[str], list[str], int | None] | None:
         """What the coordinator says of the workers, once it has; it is told of the change with every question."""
         if self._asked is None:
             self._asked = self._cluster.chief.actor.staff.remote(self.workers, sorted(self._away))
@@ -155,7 +159,7 @@ class Staff:
             return None
         asked, self._asked = self._asked, None
         try:
-            heard: tuple[list[str], list[str], int] = self._ray.answer(asked)
+            heard: tuple[list[str], list[str], int | None] = self._ray.answer(asked)
         except self._ray.GONE:
             return None  # there will be another one
         return heard
@@ -172,5 +176,5 @@ class Staff:
         answer(change.request, told)
 
     def _refuse(self, why: str) -> None:
-        for path in waiting(self._run_dir, KIND):
+        for path in waiting(self._run_dir, KIND) if self._claim is not None else ():
             answer(path, {"refused": why})
