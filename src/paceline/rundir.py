@@ -8,8 +8,9 @@ pace.trace          every event and command of the pace machine (see paceline.pa
 skipped_rows.jsonl  rows that were left out: file, line, reason
 curves/             TensorBoard
 checkpoints/        see paceline.checkpoint
-requests/           what people ask of a run that is going on (see paceline.switching)
+requests/           what people ask of a run that is going on (see paceline.requests)
 processes.json      of a run on a cluster: who runs where
+.lock, .watched     locked by the process that writes here, and by the command that starts it again
 """
 
 from __future__ import annotations

@@ -43,6 +43,20 @@ class ClusterBody:
         self._recovered: dict[str, Any] = {}
         office.traffic = traffic
 
+    def staff(self, workers: int) -> None:
+        """There are so many workers from now on."""
+        self._workers = workers
+        self._traffic.staff(workers, self._generation_updates)
+
+    @property
+    def samples_read(self) -> int | None:
+        """By the run; None until its workers may begin."""
+        return None if self._coordinator is None else self._coordinator.machine.account.read
+
+    @property
+    def _generation_updates(self) -> int:
+        return 0 if self._coordinator is None else self._coordinator.machine.account.updates - self._updates
+
     def state(self) -> dict[str, Any]:
         """Nothing that a checkpoint would keep."""
         return {}
@@ -52,8 +66,8 @@ class ClusterBody:
 
     def told(self) -> dict[str, Any]:
         """See `paceline.runtimes.body.Body`."""
-        updates = 0 if self._coordinator is None else self._coordinator.machine.account.updates - self._updates
-        return {**nothing_told(), **self._traffic.per_update(updates), **self._recovered}
+        traffic = self._traffic.per_update(self._generation_updates)
+        return {**nothing_told(self._workers), **traffic, **self._recovered}
 
     def run_day(
         self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None

@@ -74,6 +74,7 @@ class Chief:
         self._config = JobConfig.model_validate(yaml.safe_load(config))
         self._base, self._run_dir, self._security, self._host = Path(base), Path(run_dir), security, host
         self._office: Office | None = None
+        self._body: ClusterBody | None = None
         self._messages = Messages()
         self._store: Any = None
 
@@ -92,20 +93,20 @@ class Chief:
         return self._host, self._store.port
 
     def run(
-        self, generation: int, shards: list[str], resume: bool, recovered: tuple[int, float, float | None]
+        self, generation: int, shards: list[str], resume: bool, recovered: tuple[int, float, float | None], workers: int
     ) -> tuple[str, Any]:
         """Train until the end or until something is lost: ("end", last metrics line), ("lost", why), ("interrupted",
         what was kept) or ("error", what). recovered: how often this run was lost before and the seconds that it took to
-        go on, and time.time() when it was lost last."""
+        go on, and time.time() when it was lost last; workers: how many there are now."""
         assert self._office is not None
         assert self._config.cluster is not None
         office, messages, cluster = self._office, self._messages, self._config.cluster
-        messages.lost = None
+        messages.lost, self._body = None, None
         model = make_replica(self._config).model
         width = sum(part.width for part in model.parts())
         sizes = slice_sizes(model, len(shards))
         store = FarShards(self._security, shards, generation, sizes, width)
-        traffic = Traffic(sizes, width, cluster.nodes, cluster.trainers, 2 if cluster.rows == "bf16" else 4)
+        traffic = Traffic(sizes, width, cluster.nodes, workers, 2 if cluster.rows == "bf16" else 4)
 
         def started() -> dict[str, Any]:
             times, seconds, lost_at = recovered
@@ -114,7 +115,8 @@ class Chief:
             return {"recoveries": times, "recovery_s": round(seconds, 3)}
 
         def body(job: Job) -> ClusterBody:
-            return ClusterBody(office, store, job.statistics, traffic, cluster.trainers, started)
+            self._body = ClusterBody(office, store, job.statistics, traffic, workers, started)
+            return self._body
 
         def ready() -> None:
             office.begin(generation, len(shards) if cluster.steps is not None else 0)
@@ -138,6 +140,16 @@ class Chief:
     def messages(self) -> list[tuple[str, list[Any]]]:
         """What the run has said since the last call."""
         return self._messages.fetch()
+
+    def staff(self, workers: int, away: list[str]) -> tuple[list[str], list[str], int | None]:
+        """There are so many workers now, and those in `away` are to leave. Returns (workers that are at work, those of
+        `away` that are not gone yet, samples read, or None where no worker may begin yet)."""
+        assert self._office is not None
+        joined, lingering = self._office.staff(set(away))
+        body = self._body
+        if body is not None:
+            body.staff(workers)
+        return joined, lingering, None if body is None else body.samples_read
 
     def interrupt(self) -> None:
         """As Ctrl-C does."""

@@ -2,11 +2,12 @@
 
 A step's gradients count once all ranks have come back from it: then every shard holds its part of each. If a rank is
 lost in a step, none of its gradients counts, their leases are issued again, and those who are left form a new group.
+Who joins or leaves on request does so between two steps: the one before counts, and the next has a new group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,17 +77,35 @@ class Lockstep:
             if coordinator is not None and member.worker in self.stepping:
                 self._away(coordinator, member.worker or "")
 
-    def advance(self, coordinator: Coordinator, collective: Callable[[], bool], traffic: Traffic | None) -> bool:
+    def dismiss(self, workers: Set[str], coordinator: Coordinator | None) -> None:
+        """These workers' processes have no part in further steps; in the one that is under way they still have."""
+        if self._out:
+            return  # `advance` sees to it when all have come back
+        for member in [m for m in self.members.values() if m.worker in workers and m.shard is None]:
+            del self.members[member.name]
+            if coordinator is not None and member.worker in self.stepping:
+                self._away(coordinator, member.worker or "")
+
+    def advance(
+        self,
+        coordinator: Coordinator,
+        collective: Callable[[], bool],
+        traffic: Traffic | None,
+        away: Set[str] = frozenset(),
+    ) -> bool:
         """Begin the next step if everybody is ready for it. Returns whether there are new orders.
 
-        collective: whether the pace wants steps; else, and when the day is over, all workers leave.
+        collective: whether the pace wants steps; else, and when the day is over, all workers leave. away: workers that
+        are to leave.
         """
-        members = sorted(self.members.values(), key=lambda m: (m.shard is None, m.shard, m.name))
+        members = self._in_order()
         if [m.shard for m in members if m.shard is not None] != list(range(self.shards)):
             return False
         if any(m.result is None for m in members):
             return False
         self._count(coordinator, members, traffic)
+        self.dismiss(away, coordinator)
+        members = self._in_order()
         workers = [m.worker for m in members if m.worker is not None]
         if collective() and workers and coordinator.failure is None:
             for worker in workers:
@@ -104,6 +123,9 @@ class Lockstep:
             return False
         self._order(coordinator, members)
         return True
+
+    def _in_order(self) -> list[Member]:
+        return sorted(self.members.values(), key=lambda m: (m.shard is None, m.shard, m.name))
 
     def _count(self, coordinator: Coordinator, members: list[Member], traffic: Traffic | None) -> None:
         """The gradients of the step that all have come back from."""

@@ -27,6 +27,11 @@ from paceline.runtimes.statistics import Statistics
 _FAREWELL = 30.0  # seconds that workers have to leave a finished day
 
 
+def process_of(worker: str) -> str:
+    """Seats of one process are called worker-2, worker-2+1, ...: the first of them."""
+    return worker.split("+")[0]
+
+
 class Place:
     """A connection to the office: a worker's seat, or a process's rank in steps that all take part in (member).
 
@@ -40,6 +45,7 @@ class Place:
         self.ahead = opened.get("ahead", False)
         self.member = Member(opened["rank"], opened["shard"], opened["worker"]) if "rank" in opened else None
         self.name = f"rank {opened['rank']}" if self.member is not None else opened["worker"]
+        self.process = process_of(self.worker or "")  # the worker without the number of its lease
         self.day = 0  # the last one that is over for it
         self.heard = time.monotonic()
 
@@ -63,6 +69,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         self._places: dict[str, Place] = {}
         self._seated: set[str] = set()  # workers that have joined to lease and push
         self._lockstep = Lockstep(0)
+        self._away: set[str] = set()  # workers that are to leave
         self.traffic: Traffic | None = None
 
     # --- the coordinator's side ---------------------------------------------------------------------------------
@@ -103,6 +110,19 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         with self._changed:
             return sorted(place.worker for place in self._places.values() if place.member is None)
 
+    def staff(self, away: set[str]) -> tuple[list[str], list[str]]:
+        """The workers in `away` are to leave: they finish what they compute, and get nothing more. Returns (workers
+        that have all their connections, those of `away` that still have one)."""
+        with self._changed:
+            self._away = away
+            self._lockstep.dismiss(away, self._coordinator)
+            self._changed.notify_all()
+            places = [place for place in self._places.values() if place.generation == self.generation]
+            here = {place.process for place in places if place.member is None and not place.ahead}
+            if self._lockstep.shards:
+                here &= {place.process for place in places if place.member is not None}
+            return sorted(here - away), sorted(away & {place.process for place in places})
+
     def wait_for_workers(self, count: int, seconds: float) -> bool:
         """Whether so many are connected, after at most `seconds`."""
         with self._changed:
@@ -119,9 +139,11 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             places = list(self._places.values())
             gone = [p for p in places if p.context.is_cancelled() or (p.member is None and p.heard < silent)]
             coordinator = self._coordinator
-            if coordinator is not None and self._collective(coordinator):
+            if coordinator is not None:
+                everybody = self._collective(coordinator)
                 for worker in [w for w in self._seated if coordinator.is_waiting(w)]:
-                    self._unseat(coordinator, worker)
+                    if everybody or process_of(worker) in self._away:
+                        self._unseat(coordinator, worker)
             self._advance()
         for place in gone:
             self._leave(place)
@@ -134,8 +156,11 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         coordinator = self._coordinator
         if coordinator is None or self._seated or not self._lockstep.members:
             return
-        # Asked once the last step is counted: an autopilot may switch over its gradients.
-        if self._lockstep.advance(coordinator, lambda: self._open and self._collective(coordinator), self.traffic):
+
+        def wanted() -> bool:  # asked once the last step is counted: an autopilot may switch over its gradients
+            return self._open and self._collective(coordinator)
+
+        if self._lockstep.advance(coordinator, wanted, self.traffic, self._away):
             self._changed.notify_all()
         elif not self._lockstep.stepping:
             self._changed.notify_all()  # seats may be waiting for that
@@ -165,7 +190,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         self._security.check(opened)
         place = Place(opened, context)
         with self._changed:
-            if place.generation != self.generation:
+            if place.generation != self.generation or place.process in self._away:
                 raise fl.FlightServerError("superseded")
             before = self._places.get(place.name)
         if before is not None:
@@ -212,8 +237,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             coordinator.fail(made)
             raise Stopped
         if self.traffic is not None:
-            self.traffic.add(int(place.worker.split("+")[0].removeprefix("worker-")), head["carried"])
-            self.traffic.busy[place.worker.split("+")[0]] = head["busy"]
+            self.traffic.add(int(place.process.removeprefix("worker-")), head["carried"])
+            self.traffic.busy[place.process] = head["busy"]
         lease = Lease(head["gradient"], head["token"], head["version"], _NO_BATCH, head["attempt"])
         statistics = torch.from_numpy(wire.unpack(data, 0, np.float32).copy())
         coordinator.push(place.worker, lease, head["loss"], head["norm"], statistics, head["seconds"])
@@ -231,6 +256,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             member.result = result
             self._advance()
             while member.order is None:
+                if self._lockstep.members.get(member.name) is not member:
+                    raise Superseded  # it was to leave
                 self._changed.wait()
                 self._check(place)
             order, member.order = member.order, None
@@ -262,6 +289,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         with self._changed:
             while True:
                 self._check(place)
+                if place.process in self._away:
+                    raise Superseded
                 coordinator, statistics = self._coordinator, self._statistics
                 if place.day < self._day and coordinator is not None and statistics is not None:
                     if coordinator.failure is not None:
@@ -296,6 +325,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
                 self._unseat(coordinator, place.worker)
             if statistics is not None and place.member is None:
                 statistics.forget(place.worker)
+            if self.traffic is not None and place.process in self._away:
+                self.traffic.forget(place.process)
             self._changed.notify_all()
 
 

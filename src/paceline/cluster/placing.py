@@ -65,6 +65,8 @@ class Cluster:
         self._config, self._specs, self._chief = config, nodes, chief
         self._own = False
         self._group: PlacementGroup | None = None
+        self._rooms: dict[str, tuple[PlacementGroup | None, int]] = {}  # by process: a group and its bundle there
+        self._leaving: dict[str, Placed] = {}
         self.nodes: dict[str, Placed] = {}
         self.chief: Placed | None = None
 
@@ -79,10 +81,10 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):
-            for placed in (*self.nodes.values(), *([self.chief] if self.chief else [])):
+            for placed in (*self.nodes.values(), *self._leaving.values(), *([self.chief] if self.chief else [])):
                 ray.kill(placed.actor)
-            if self._group is not None:
-                remove_placement_group(self._group)
+            for group in {id(g): g for g in (self._group, *(g for g, _ in self._rooms.values())) if g}.values():
+                remove_placement_group(group)
         if self._own:
             ray.shutdown()
 
@@ -110,11 +112,16 @@ class Cluster:
             ) from error
         self._own = True
 
-    def _bundles(self) -> list[dict[str, float]]:
+    @property
+    def needs(self) -> dict[str, float]:
+        """What Ray reserves for each process but the coordinator."""
         each = {"CPU": self._config.resources.cpus}
         if self._config.resources.gpus:
             each["GPU"] = self._config.resources.gpus
-        return [{"CPU": 1}, *(dict(each) for _ in self._specs)]
+        return each
+
+    def _bundles(self) -> list[dict[str, float]]:
+        return [{"CPU": 1}, *(self.needs for _ in self._specs)]
 
     def _place(self) -> None:
         bundles = self._bundles()
@@ -127,15 +134,48 @@ class Cluster:
                 f"cluster: {len(bundles)} processes need {needed}, the Ray cluster has {there}; lower cluster.nodes or"
                 " cluster.resources, or add machines"
             )
-        self.chief = self._start("coordinator", 0, ChiefActor, self._chief)
-        for i, spec in enumerate(self._specs, 1):
-            self.nodes[spec.name] = self._start(spec.name, i, NodeActor, (spec,))
+        names = ["coordinator", *(spec.name for spec in self._specs)]
+        self._rooms = {name: (self._group, bundle) for bundle, name in enumerate(names)}
+        self.chief = self._start("coordinator", {"CPU": 1}, ChiefActor, self._chief)
+        for spec in self._specs:
+            self.hire(spec)
 
-    def _start(self, name: str, bundle: int, kind: type, arguments: tuple[Any, ...]) -> Placed:
-        assert self._group is not None
-        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
-        needs = self._bundles()[bundle]
-        options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "scheduling_strategy": strategy}
+    def reserve(self, name: str) -> None:
+        """Ask for room for one more process. Who had some from the start has it still; on a Ray of its own, where
+        processes may be more than cores, there always is."""
+        if name not in self._rooms:
+            local = self._config.address == "local" or not any(self.needs.values())
+            self._rooms[name] = (None if local else placement_group([self.needs]), 0)
+
+    def has_room(self, name: str) -> bool:
+        """Whether Ray has found the room that was asked for."""
+        group, _ = self._rooms[name]
+        return group is None or group.wait(0)
+
+    def hire(self, spec: NodeSpec) -> None:
+        """Start a process in its room."""
+        self.nodes[spec.name] = self._start(spec.name, self.needs, NodeActor, (spec,))
+
+    def dismiss(self, name: str) -> None:
+        """A process is not one of the job any more; it lives until `end`."""
+        self._leaving[name] = self.nodes.pop(name)
+
+    def end(self, name: str) -> None:
+        """End a process that was dismissed, or that never started, for good."""
+        if name in self._leaving:
+            ray.kill(self._leaving.pop(name).actor)
+        group, _ = self._rooms[name]
+        if group is not self._group or group is None:
+            del self._rooms[name]
+            if group is not None:
+                remove_placement_group(group)
+
+    def _start(self, name: str, needs: dict[str, float], kind: type, arguments: tuple[Any, ...]) -> Placed:
+        group, bundle = self._rooms[name]
+        options: dict[str, Any] = {"num_cpus": 0}
+        if group is not None:
+            strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+            options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "scheduling_strategy": strategy}
         options |= {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 16}
         actor: Any = ray.remote(kind).options(**options).remote(self._config.address == "local", *arguments)
         return Placed(name, actor, actor.hold.remote())

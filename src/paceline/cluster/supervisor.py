@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paceline.cluster.spec import NodeSpec, roles
+from paceline.cluster.spec import NodeSpec, helper_name, roles
+from paceline.cluster.staff import Staff
 from paceline.clusterconfig import ClusterConfig
 from paceline.config import JobConfig
 from paceline.errors import ConfigError, RunDirError, TrainingError
@@ -40,28 +41,34 @@ def train_on_cluster(
     security = read_security(config.cluster, base)
     _check_inject(config)
     written = config.to_yaml()
-    specs = [
-        NodeSpec(
+    cluster = config.cluster
+
+    def spec(name: str, shard: int | None, worker: int | None) -> NodeSpec:
+        return NodeSpec(
             name,
             written,
-            config.cluster.shards,
+            cluster.shards,
             shard,
             worker,
-            config.cluster.ahead,
-            config.cluster.rows == "bf16",
+            cluster.ahead,
+            cluster.rows == "bf16",
             next((i.factor or 1.0 for i in config.inject if i.slow == f"worker-{worker}"), 1.0),
             security,
-            config.cluster.steps or "auto",
+            cluster.steps or "auto",
         )
-        for name, shard, worker in roles(config.cluster.nodes, config.cluster.servers, config.cluster.workers)
-    ]
+
+    specs = [spec(*role) for role in roles(cluster.nodes, cluster.servers, cluster.workers)]
     if security.token is not None and config.cluster.steps is not None:
         (watcher or Silent()).note(
             "collectives ask nobody for the token: with strangers in the network, set cluster.exchange=push_pull"
         )
     chief = (written, str(base), str(run_dir.absolute()), security)
-    with placing.Cluster(config.cluster, specs, chief) as cluster:
-        return _Supervisor(config, run_dir, specs, cluster, placing, watcher or Silent(), resume).run()
+    with placing.Cluster(cluster, list(specs), chief) as actors:
+        note = (watcher or Silent()).note
+        staff = Staff(
+            run_dir, specs, lambda k: spec(helper_name(k), None, cluster.nodes + k), actors, placing, note
+        )  # fmt: skip
+        return _Supervisor(config, run_dir, specs, actors, placing, watcher or Silent(), resume, staff).run()
 
 
 def read_security(config: ClusterConfig, base: Path) -> Security:
@@ -105,10 +112,11 @@ class _Supervisor:
 
     def __init__(
         self, config: JobConfig, run_dir: Path, specs: list[NodeSpec], cluster: Any, placing: Any, watcher: Watcher,
-        resume: bool,
+        resume: bool, staff: Staff,
     ) -> None:  # fmt: skip
         self._config, self._run_dir = config, run_dir
         self._specs, self._cluster, self._ray = specs, cluster, placing
+        self._staff = staff
         self._office, self._shards = "", list[str]()
         self._meeting: tuple[str, int] | None = None
         self._watcher, self._resume = watcher, resume
@@ -120,6 +128,13 @@ class _Supervisor:
 
     def run(self) -> dict[str, Any]:
         """Generation by generation until the job has ended."""
+        self._staff.begin()
+        try:
+            return self._generations()
+        finally:
+            self._staff.end()
+
+    def _generations(self) -> dict[str, Any]:
         while True:
             self._generation += 1
             kind, value = self._one_generation()
@@ -151,7 +166,8 @@ class _Supervisor:
         self._ray.watch_again(cluster)
         self._tell_processes()
         lost = (self._losses, self._seconds, self._lost_at)
-        run = cluster.chief.actor.run.remote(self._generation, self._shards, self._resume, lost)
+        workers = self._staff.workers
+        run = cluster.chief.actor.run.remote(self._generation, self._shards, self._resume, lost, workers)
         for spec in self._specs:
             cluster.nodes[spec.name].actor.begin.remote(self._generation, self._shards, self._office, self._meeting)
         returning: dict[str, Any] = {}
@@ -165,7 +181,7 @@ class _Supervisor:
 
     def _watch(self, run: Any, returning: dict[str, Any]) -> tuple[str, Any] | None:
         """What the coordinator's run has come to, if it has within a tenth of a second. returning: processes that were
-        lost in this generation, with the call that brings them back, if they can come back in it."""
+        lost or came in this generation, with the call that starts them, if they can be in it."""
         cluster, specs = self._cluster, {spec.name: spec for spec in self._specs}
         waiting = {placed.hold: name for name, placed in cluster.nodes.items() if name not in returning}
         ready = self._ray.finished([run, *waiting], 0.1)
@@ -193,6 +209,8 @@ class _Supervisor:
                 begin.remote(self._generation, self._shards, self._office, self._meeting)
                 del returning[name]
                 self._tell_processes()
+        if self._staff.tend(returning):
+            self._tell_processes()
         self._relay()
         return None
 
