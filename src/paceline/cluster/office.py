@@ -200,8 +200,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             if place.member is not None:
                 self._lockstep.members[place.member.name] = place.member
             self._changed.notify_all()
-        writer.begin(wire.SCHEMA)
-        try:
+        try:  # to the end: the context of a place is gone, and may not be asked, once this returns
+            writer.begin(wire.SCHEMA)
             while True:
                 try:
                     chunk = reader.read_chunk()
