@@ -60,7 +60,14 @@ class LossError(TrainingError):
 
 class ClusterLost(TrainingError):
     """A process that holds parameters is gone, and with it what was trained since the last snapshot. Never the end of a
-    job: whoever watches over the cluster starts the process again and goes on."""
+    job: whoever watches over the cluster starts the process again and goes on.
+
+    unreachable: addresses of shards that are there and cannot be reached, as far as is known.
+    """
+
+    def __init__(self, text: str, unreachable: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.unreachable = unreachable
 
 
 class StorageError(PacelineError):

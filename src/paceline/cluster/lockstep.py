@@ -2,6 +2,7 @@
 
 A step's gradients count once all ranks have come back from it: then every shard holds its part of each. If a rank is
 lost in a step, none of its gradients counts, their leases are issued again, and those who are left form a new group.
+After TRIES steps in a row that broke there are no more: all paces go by push and pull.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from paceline.cluster.traffic import Traffic
 from paceline.params.table import unique
 from paceline.runtimes.coordinator import Coordinator, Lease
 
+TRIES = 3
+
 
 @dataclass(slots=True)
 class Result:
     """What a rank brings back from a step. loss, norm, statistics: of its gradient, if it had a lease; sent, predicted:
-    bytes by kind."""
+    bytes by kind; why: it broke."""
 
     broken: bool
     loss: float = 0.0
@@ -27,6 +30,7 @@ class Result:
     statistics: Tensor | None = None
     sent: dict[str, float] = field(default_factory=dict)
     predicted: dict[str, float] = field(default_factory=dict)
+    why: str = ""
 
 
 @dataclass(slots=True)
@@ -61,6 +65,9 @@ class Lockstep:
         self.members: dict[str, Member] = {}
         self.stepping: set[str] = set()  # workers that have joined the coordinator
         self.shards = shards
+        self.lost = 0  # groups up to this number will not finish a step any more
+        self._broke = 0  # steps in a row
+        self._why, self._said = "", False  # of the last of them
         self._group, self._names = 0, tuple[str, ...]()
         self._out: dict[str, Lease] = {}  # of the step that is under way
         self._broken = False
@@ -70,9 +77,15 @@ class Lockstep:
         """A process is gone; the step that it was in does not count."""
         if self.members.get(member.name) is member:
             del self.members[member.name]
-            self._broken = True
+            self._break(f"{member.name} is gone")
             if coordinator is not None and member.worker in self.stepping:
                 self._away(coordinator, member.worker or "")
+
+    def bring(self, member: Member, result: Result) -> None:
+        """A process has come back from a step, or for its first."""
+        member.result = result
+        if result.broken:
+            self._break(f"{member.name}: {result.why}")
 
     def advance(self, coordinator: Coordinator, collective: bool, traffic: Traffic | None) -> bool:
         """Begin the next step if everybody is ready for it. Returns whether there are new orders.
@@ -106,7 +119,9 @@ class Lockstep:
     def _count(self, coordinator: Coordinator, members: list[Member], traffic: Traffic | None) -> None:
         """The gradients of the step that all have come back from."""
         results = {m.worker: m.result for m in members if m.worker is not None and m.result is not None}
-        broken = self._broken or any(m.result is not None and m.result.broken for m in members)
+        broken = self._broken
+        if self._out:
+            self._broke = self._broke + 1 if broken else 0
         for worker, lease in sorted(self._out.items(), key=lambda item: item[1].gradient):
             result = results.get(worker)
             if broken or result is None or result.statistics is None:
@@ -123,6 +138,27 @@ class Lockstep:
         for member in members:
             member.result = Result(broken=False)  # counted; it goes on waiting
         self._out, self._broken = {}, False
+
+    @property
+    def over(self) -> bool:
+        """Whether too many steps in a row broke."""
+        return self._broke >= TRIES
+
+    def news(self) -> str | None:
+        """That it is over, once."""
+        if not self.over or self._said:
+            return None
+        self._said = True
+        return (
+            f"{TRIES} steps in a row broke in which all processes take part ({self._why}): they push and pull until the"
+            " run goes on from a snapshot. Where machines block each other's ports, set cluster.exchange=push_pull"
+        )
+
+    def _break(self, why: str) -> None:
+        """The step that is under way, if any, does not count, and nobody need wait for its end."""
+        if not self._broken:
+            self._why = why
+        self._broken, self.lost = True, self._group
 
     def _order(self, coordinator: Coordinator, members: list[Member]) -> None:
         names = tuple(m.name for m in members)
@@ -148,5 +184,5 @@ def read_result(head: dict[str, Any], statistics: Tensor) -> Result:
     """A rank's message, as a result."""
     told = head["result"]
     if told is None:
-        return Result(head["broken"], sent=head["sent"], predicted=head["predicted"])
+        return Result(head["broken"], sent=head["sent"], predicted=head["predicted"], why=head["why"])
     return Result(head["broken"], told["loss"], told["norm"], statistics, head["sent"], head["predicted"])

@@ -75,7 +75,7 @@ class RemoteRank:
         """Bring the result of the last step and wait for the next order, with the worker's statistics of batch
         normalisation. Raises Stopped when there is none for this process any more."""
         told = {"loss": result.loss, "norm": result.norm} if result.statistics is not None else None
-        head = {"op": "step", "result": told, "broken": result.broken, "sent": result.sent}
+        head = {"op": "step", "result": told, "broken": result.broken, "sent": result.sent, "why": result.why}
         arrays = [] if result.statistics is None else [result.statistics.detach().numpy()]
         self._stream.send({**head, "predicted": result.predicted}, arrays)
         try:
