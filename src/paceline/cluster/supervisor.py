@@ -23,6 +23,7 @@ from paceline.watcher import Silent, Watcher
 _GIVE_UP = 8  # generations in a row that did not get further than one before them, since something died
 _TWICE = 2  # generations in a row that a process could not be reached in, until it is placed anew
 _ANSWER = 10.0  # seconds in which the coordinator answers
+_START = 30.0  # seconds in which a process starts
 
 
 def train_on_cluster(
@@ -176,7 +177,7 @@ class _Supervisor:
         since = time.monotonic()
 
         def waiting() -> None:
-            if time.monotonic() - since > _ANSWER:
+            if time.monotonic() - since > _START:
                 found = "" if self._cluster.has_place() else "; Ray has no machine with room for it"
                 limit = f"{self._patience:g} seconds at most (cluster.patience)"
                 self._note(f"waiting for {name}, which does not answer{found}, {limit}")
