@@ -87,7 +87,7 @@ def make_job(folder: Path, rows: int, nodes: int) -> Path:
     from paceline.data.synth_write import write_log
 
     log = folder / "log"
-    write_log(SynthSpec(rows=rows, days=3, seed=1, layout="criteo", vocabulary=20_000), log)
+    write_log(SynthSpec(rows=rows, days=3, seed=1, layout="criteo", vocabulary=500), log)
     values = {
         "data": {"format": "criteo", "days": str(log / "day_*.tsv.gz")},
         "model": {"name": "deepfm", "dim": 8, "hidden": [32, 16]},

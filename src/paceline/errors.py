@@ -4,7 +4,8 @@
     ├── UserError                 the user can put it right; exit code 2
     │   ├── ConfigError           a key or value of job.yaml or of the command line
     │   ├── DataError             a file, line or value of the log
-    │   └── RunDirError           a run directory that is missing, in use or does not fit
+    │   └── RunDirError           a run directory that is missing or does not fit
+    │       └── RunDirInUse       another process runs there
     ├── TrainingError             the run could not go on (a worker failed); exit code 1
     │   ├── LossError             the loss or a gradient is not finite: the newest state is not worth keeping
     │   └── ClusterLost           a process of the cluster died; the job goes on by itself from the last snapshot
@@ -41,6 +42,10 @@ class DataError(UserError):
 
 class RunDirError(UserError):
     """A run directory that is missing, in use by another process, or does not fit the request."""
+
+
+class RunDirInUse(RunDirError):
+    """Another process runs there."""
 
 
 class TrainingError(PacelineError):

@@ -7,6 +7,8 @@ from parties import locally, on_cluster, party
 from tools import job, synthetic
 
 from paceline import pace as p
+from paceline.cluster.lockstep import TRIES
+from paceline.errors import TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,30 @@ def test_a_worker_that_dies_in_steps_costs_nothing(log):
 
         rows, dense, coordinator = on_cluster(config, log, made, before_read=before_read)
         assert made.office.workers() == ["worker-0", "worker-0+1", "worker-1", "worker-1+1"]
+    assert coordinator.machine.account.read == coordinator.machine.account.applied == 6000
+    for key, values in rows.items():
+        np.testing.assert_array_equal(values, expected_rows[key])
+    assert dense.equal(expected_dense)
+
+
+def test_where_no_group_can_form_processes_push_and_pull_after_three_steps(log, monkeypatch):
+    """As behind a firewall that lets Flight through and not gloo: the run says so once, the numbers are the same."""
+    config = job(log)
+    expected_rows, expected_dense, _ = locally(config, log)
+    tried, said = [], []
+
+    def connect(host, port, name, rank, size, timeout, address):
+        tried.append(name)
+        raise TrainingError(f"exchange: rank {rank} of {size} could not join the group {name}: refused")
+
+    monkeypatch.setattr("paceline.cluster.stepping.connect", connect)
+    with party(config, nodes=2, steps=True, exchange="rows") as made:
+        made.office.note = said.append
+        rows, dense, coordinator = on_cluster(config, log, made)
+    assert len(set(tried)) == TRIES
+    assert len(said) == 1
+    assert "could not join the group" in said[0]
+    assert "cluster.exchange=push_pull" in said[0]
     assert coordinator.machine.account.read == coordinator.machine.account.applied == 6000
     for key, values in rows.items():
         np.testing.assert_array_equal(values, expected_rows[key])

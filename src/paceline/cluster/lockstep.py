@@ -99,7 +99,7 @@ class Lockstep:
             return False
         self._count(coordinator, members, traffic)
         workers = [m.worker for m in members if m.worker is not None]
-        if collective and workers and coordinator.failure is None:
+        if collective and not self.over and workers and coordinator.failure is None:
             for worker in workers:
                 if worker not in self.stepping:
                     coordinator.join(worker)

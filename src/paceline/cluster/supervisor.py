@@ -15,7 +15,7 @@ from typing import Any
 from paceline.cluster.spec import NodeSpec, roles
 from paceline.clusterconfig import ClusterConfig
 from paceline.config import JobConfig
-from paceline.errors import ConfigError, RunDirError, TrainingError
+from paceline.errors import ConfigError, RunDirError, RunDirInUse, TrainingError
 from paceline.exchange.security import Security
 from paceline.rundir import PROCESSES, replace_text
 from paceline.watcher import Silent, Watcher
@@ -139,18 +139,21 @@ class _Supervisor:
                 return found
             if kind == "interrupted":
                 raise KeyboardInterrupt(value)
-            if kind == "error":
+            # A coordinator that cannot be reached any more may hold the directory until it finds out itself.
+            held = isinstance(value, RunDirInUse) and self._losses > 0
+            if kind == "error" and not held:
                 raise value
-            why, unreachable = value
+            why, unreachable = value if kind == "lost" else (str(value), ())
             self._lost_at = self._lost_at or time.time()
             self._losses += 1
-            self._fruitless += not unreachable
+            self._fruitless += not unreachable and not held
             self._resume = True
             self._note(f"{why}; going on from the last snapshot")
             if self._fruitless >= _GIVE_UP:
                 raise TrainingError(f"{_GIVE_UP} times in a row something died before the run got any further: {why}")
             if time.time() - self._lost_at > self._patience:
                 raise TrainingError(f"{why}, for {self._patience:g} seconds (cluster.patience); go on with --resume")
+            time.sleep(_ANSWER if held else 0)
             self._place_anew([spec for spec in self._specs if self._addresses.get(spec.name) in unreachable])
 
     def _place_anew(self, away: list[NodeSpec]) -> None:
