@@ -21,6 +21,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -208,6 +209,7 @@ def main() -> None:
     options = parser.parse_args()
     if not allowed():
         sys.exit(NEEDED)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the machines are taken away then, too
     well = True
     with tempfile.TemporaryDirectory(prefix="pl") as name:
         folder = Path(name)

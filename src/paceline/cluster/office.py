@@ -171,15 +171,13 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         asked = json.loads(action.body.to_pybytes())
         self._security.check(asked)
         with self._changed:
-            if asked["generation"] != self.generation:
-                yield fl.Result(b'{"lost": 0}')
-                return
-            for name in asked["places"]:
+            ours = asked["generation"] == self.generation
+            for name in asked["places"] if ours else ():
                 if name in self._places:
                     self._places[name].heard = time.monotonic()
-            if self._reach.hear(asked["process"], asked["works"], asked["unreachable"]):
+            if ours and self._reach.hear(asked["process"], asked["works"], asked["unreachable"]):
                 self._changed.notify_all()
-            lost = self._lockstep.lost
+            lost = self._lockstep.lost if ours else 0
         yield fl.Result(json.dumps({"lost": lost}).encode())
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
