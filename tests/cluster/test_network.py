@@ -122,6 +122,8 @@ def test_a_run_is_stuck_when_no_worker_reaches_all_shards():
     assert reach.stuck().unreachable == ("b:2",), "most cannot reach it"
     reach.hear("server-0", False, [])
     assert reach.stuck() is not None, "a server does not work"
+    reach.hear("server-1", False, ["a:1"])
+    assert reach.idle() == 3
     reach.hear("node-2", True, [])
     assert reach.stuck() is None
     clock.now += PATIENCE + 1

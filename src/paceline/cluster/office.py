@@ -110,7 +110,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
     def wait_for_workers(self, count: int, seconds: float) -> bool:
         """Whether so many are connected, or cannot reach all shards, after at most `seconds`."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._seats() + len(self._reach.apart()) >= count, seconds)
+            return self._changed.wait_for(lambda: self._seats() + self._reach.idle() >= count, seconds)
 
     def _seats(self) -> int:
         return sum(place.member is None and not place.ahead for place in self._places.values())

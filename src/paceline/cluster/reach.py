@@ -45,6 +45,10 @@ class Reach:
         """Processes that cannot reach some shards, and the addresses of these."""
         return {name: told.unreachable for name, told in self._present().items() if told.unreachable}
 
+    def idle(self) -> int:
+        """How many workers cannot work, because they do not reach all shards."""
+        return sum(told.works and bool(told.unreachable) for told in self._present().values())
+
     def news(self) -> str | None:
         """The same for people, if it has changed since the last call."""
         apart, before = self.apart(), self._said
