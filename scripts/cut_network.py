@@ -95,7 +95,7 @@ def make_job(folder: Path, rows: int, nodes: int) -> Path:
         "optimizer": {"sparse": {"name": "adagrad", "lr": 0.02}, "dense": {"name": "adam", "lr": 0.001}},
         "batch": {"global": 128 * nodes, "local": 128},
         "checkpoint": {"every": 6000},
-        "inject": [{"slow": f"worker-{k}", "factor": 1.5} for k in range(nodes)],
+        "inject": [{"slow": f"worker-{k}", "factor": 5} for k in range(nodes)],
     }
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(values))
