@@ -83,7 +83,7 @@ class RayNodes:
 
 
 def make_job(folder: Path, rows: int, nodes: int) -> Path:
-    """A job on a synthetic log, which `slow` stretches: there are fewer cores than workers."""
+    """A job on a synthetic log of few ids, soon learned: what is left between runs of one pace is the cut's."""
     from paceline.data.synth import SynthSpec
     from paceline.data.synth_write import write_log
 
@@ -94,8 +94,7 @@ def make_job(folder: Path, rows: int, nodes: int) -> Path:
         "model": {"name": "deepfm", "dim": 8, "hidden": [32, 16]},
         "optimizer": {"sparse": {"name": "adagrad", "lr": 0.02}, "dense": {"name": "adam", "lr": 0.001}},
         "batch": {"global": 128 * nodes, "local": 128},
-        "checkpoint": {"every": 6000},
-        "inject": [{"slow": f"worker-{k}", "factor": 5} for k in range(nodes)],
+        "checkpoint": {"every": 20_000},
     }
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -204,7 +203,7 @@ def main() -> None:
     parser.add_argument("--machines", type=int, default=3)
     parser.add_argument("--cpus", type=int, default=2, help="of each machine, that Ray may give to processes")
     parser.add_argument("--seconds", type=float, default=5, help="that a short cut lasts")
-    parser.add_argument("--rows", type=int, default=60_000, help="of the log that is made where no job is given")
+    parser.add_argument("--rows", type=int, default=240_000, help="of the log that is made where no job is given")
     parser.add_argument("--limit", type=float, default=600, help="seconds after which a run is given up")
     options = parser.parse_args()
     if not allowed():
