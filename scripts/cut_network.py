@@ -127,6 +127,14 @@ def machine_of(network: Network, run: Path, name: str) -> int:
     return network.addresses.index(address.split(":")[0])
 
 
+def apart(network: Network, run: Path, between: list[str]) -> list[str]:
+    """The two processes, the first of them replaced by another if Ray has placed both on one machine."""
+    machines = {name: machine_of(network, run, name) for name in ("coordinator", "node-0", *between)}
+    if machines[between[0]] != machines[between[1]]:
+        return between
+    return [next(name for name, machine in machines.items() if machine != machines[between[1]]), between[1]]
+
+
 def train(network: Network, command: list[str], run: Path, cut: str, between: list[str], seconds: float,
           limit: float) -> dict[str, Any]:  # fmt: skip
     """What came of a run with a cut ("" for none)."""
@@ -142,6 +150,7 @@ def train(network: Network, command: list[str], run: Path, cut: str, between: li
             metrics = run / "metrics.jsonl"
             if cut and at is None and metrics.exists() and metrics.read_text().count("\n") >= 1:
                 time.sleep(2)  # its second day goes on
+                between = apart(network, run, between)
                 pair = [machine_of(network, run, name) for name in between]
                 if cut == "node":
                     network.isolate(pair[1])
@@ -160,10 +169,6 @@ def train(network: Network, command: list[str], run: Path, cut: str, between: li
         told["seconds"] = time.time() - started
     if at is not None:
         told["standstill_s"] = standstill(updates, at)
-        if cut == "pair":
-            network.mend(*pair)
-        elif cut == "node":
-            network.rejoin(pair[1])
     told["said"] = [text for text in log.read_text().splitlines() if text.strip()]
     if "failed" not in told and process.returncode:
         told["failed"] = f"exit code {process.returncode}"
