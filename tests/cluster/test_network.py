@@ -72,8 +72,8 @@ def test_a_machine_that_nobody_reaches_is_named_and_the_run_goes_on_once_it_is_b
             assert "silent" in why or "lost" in why
             assert made.shards[2] in unreachable
         network.rejoin(2)
-        came, _ = made.run(True)
-    assert came == "end"
+        came, told = made.run(True)
+    assert came == "end", told
     end = end_of(run)
     assert end["samples_read"] == ROWS == end["samples_applied"] + end["samples_dropped"]
 
