@@ -53,7 +53,7 @@ class Party:
         self.store = FarShards(self.security, self.addresses, self.generation, self.sizes, width)
         self.store.connect(None)
         self.traffic = Traffic(self.sizes, width, self.nodes_with_both, self.workers, 4)
-        self.office.begin(self.generation, self.shards if self.steps else 0)
+        self.office.begin(self.generation, self.shards if self.steps else 0, self.addresses)
         self.meeting = open_store() if self.steps else None
         for node in self.nodes:
             self.begin_node(node)

@@ -8,9 +8,10 @@ from tools import job, synthetic
 
 from paceline import pace as p
 from paceline.assembly import assemble
-from paceline.cluster.lockstep import Lockstep, Member, Result
+from paceline.cluster.lockstep import TRIES, Lockstep, Member, Result
 from paceline.data.moments import no_moments
 from paceline.data.stream import Plan, day_batches
+from paceline.errors import TrainingError
 from paceline.runtimes.coordinator import Coordinator
 
 
@@ -120,3 +121,27 @@ def test_who_is_dismissed_between_steps_leaves_at_once(log):
     lockstep.members["helper-1"] = Member("helper-1", None, "worker-1")
     lockstep.dismiss({"worker-1"}, None)
     assert lockstep.members.keys() == {"node-0"}
+
+
+def test_where_no_group_can_form_processes_push_and_pull_after_three_steps(log, monkeypatch):
+    """As behind a firewall that lets Flight through and not gloo: the run says so once, the numbers are the same."""
+    config = job(log)
+    expected_rows, expected_dense, _ = locally(config, log)
+    tried, said = [], []
+
+    def connect(host, port, name, rank, size, timeout, address):
+        tried.append(name)
+        raise TrainingError(f"exchange: rank {rank} of {size} could not join the group {name}: refused")
+
+    monkeypatch.setattr("paceline.cluster.stepping.connect", connect)
+    with party(config, nodes=2, steps=True, exchange="rows") as made:
+        made.office.note = said.append
+        rows, dense, coordinator = on_cluster(config, log, made)
+    assert len(set(tried)) == TRIES
+    assert len(said) == 1
+    assert "could not join the group" in said[0]
+    assert "cluster.exchange=push_pull" in said[0]
+    assert coordinator.machine.account.read == coordinator.machine.account.applied == 6000
+    for key, values in rows.items():
+        np.testing.assert_array_equal(values, expected_rows[key])
+    assert dense.equal(expected_dense)

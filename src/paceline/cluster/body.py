@@ -79,7 +79,7 @@ class ClusterBody:
         self._store.on_failure = coordinator.fail
         expected = self._workers if self._coordinator is None else 1
         if not self._office.wait_for_workers(expected, PATIENCE) and not self._office.workers():
-            raise ClusterLost(f"no worker came within {PATIENCE:g} seconds")
+            raise self._office.stuck(at_once=True) or ClusterLost(f"no worker came within {PATIENCE:g} seconds")
         if self._coordinator is None:
             self._coordinator, self._updates = coordinator, coordinator.machine.account.updates
             self._recovered = self._on_start()
@@ -87,16 +87,17 @@ class ClusterBody:
         ahead = ReadAhead(source, _AHEAD)
         coordinator.open(ahead)
         self._office.open_day(coordinator, self._statistics)
-        pulse = self._store.pulse(lambda a: coordinator.fail(ClusterLost(f"the shard at {a} is silent")))
         try:
             while not coordinator.finished(0.1):
                 self._office.tend()
+                stuck = self._office.stuck()
+                if stuck is not None:
+                    raise stuck
                 watch()
         except BaseException as error:
             coordinator.fail(error)
             raise
         finally:
-            pulse.stop()
             ahead.close()
         if coordinator.failure is not None:
             raise coordinator.failure

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from paceline.config import JobConfig
 from paceline.errors import ClusterLost
 from paceline.exchange.far import FarShards
 from paceline.exchange.group import open_store
+from paceline.exchange.pulse import asked
 from paceline.exchange.security import Security
 from paceline.params.dense import slice_sizes
 from paceline.training import train
@@ -67,6 +69,13 @@ class Messages:
             self._said.append((what, list(values)))
 
 
+def _silent(security: Security, addresses: list[str]) -> tuple[str, ...]:
+    """Those that do not answer now."""
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        answers = list(pool.map(lambda a: asked(security, a, "statistics"), addresses))
+    return tuple(a for a, answer in zip(addresses, answers, strict=True) if answer is None)
+
+
 class Chief:
     """One process; each generation is one call of `run`."""
 
@@ -82,6 +91,7 @@ class Chief:
         """Open the office; its address, and the process's number."""
         if self._office is None:
             self._office = Office(self._security, self._host)
+            self._office.note = self._messages.note
         return f"{self._host}:{self._office.port}", os.getpid()
 
     def meeting(self) -> tuple[str, int] | None:
@@ -95,9 +105,10 @@ class Chief:
     def run(
         self, generation: int, shards: list[str], resume: bool, recovered: tuple[int, float, float | None], workers: int
     ) -> tuple[str, Any]:
-        """Train until the end or until something is lost: ("end", last metrics line), ("lost", why), ("interrupted",
-        what was kept) or ("error", what). recovered: how often this run was lost before and the seconds that it took to
-        go on, and time.time() when it was lost last; workers: how many there are now."""
+        """Train until the end or until something is lost: ("end", last metrics line), ("lost", (why, addresses of
+        shards that cannot be reached)), ("interrupted", what was kept) or ("error", what). recovered: how often this
+        run was lost before and the seconds that it took to go on, and time.time() when it was lost last; workers: how
+        many there are now."""
         assert self._office is not None
         assert self._config.cluster is not None
         office, messages, cluster = self._office, self._messages, self._config.cluster
@@ -119,7 +130,7 @@ class Chief:
             return self._body
 
         def ready() -> None:
-            office.begin(generation, len(shards) if cluster.steps is not None else 0)
+            office.begin(generation, len(shards) if cluster.steps is not None else 0, shards)
 
         def keeper(folder: Path, job: Job) -> ClusterKeeper:
             return ClusterKeeper(folder, job.config.checkpoint.keep, store, ready)
@@ -128,7 +139,8 @@ class Chief:
             config, base, threads = self._config, self._base, max(1, min(4, os.cpu_count() or 1))
             return "end", train(config, base, self._run_dir, resume, messages, body, threads, store, keeper)
         except ClusterLost as error:
-            return "lost", str(error)
+            lost = store.failure if isinstance(store.failure, ClusterLost) else error
+            return "lost", (str(lost), lost.unreachable and (_silent(self._security, shards) or lost.unreachable))
         except KeyboardInterrupt as error:
             return "interrupted", str(error)
         except Exception as error:  # raised again where the job was started

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ import pyarrow.flight as fl
 import torch
 
 from paceline.cluster.lockstep import Lockstep, Member, Result, read_result
+from paceline.cluster.reach import GRACE, Reach
 from paceline.cluster.remote import write_lease, write_order
 from paceline.cluster.traffic import Traffic
-from paceline.errors import LossError, TrainingError
+from paceline.errors import ClusterLost, LossError, TrainingError
 from paceline.exchange import wire
 from paceline.exchange.desk import Superseded
 from paceline.exchange.pulse import SILENCE
@@ -70,16 +71,19 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         self._seated: set[str] = set()  # workers that have joined to lease and push
         self._lockstep = Lockstep(0)
         self._away: set[str] = set()  # workers that are to leave
+        self._reach = Reach(())
         self.traffic: Traffic | None = None
+        self.note: Callable[[str], None] = lambda _: None  # what a person should know
 
     # --- the coordinator's side ---------------------------------------------------------------------------------
 
-    def begin(self, generation: int, shards: int = 0) -> None:
+    def begin(self, generation: int, shards: int = 0, addresses: Sequence[str] = ()) -> None:
         """Whoever is of an older generation is sent away. shards: with at least two processes, paces in which every
-        update needs every gradient go in steps; 0: no steps."""
+        update needs every gradient go in steps; 0: no steps. addresses: of the shards."""
         with self._changed:
             self.generation, self._open, self._coordinator = generation, False, None
             self._lockstep = Lockstep(shards)
+            self._reach = Reach(addresses)
             self._seated = set()
             self._changed.notify_all()
 
@@ -124,9 +128,9 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             return sorted(here - away), sorted(away & {place.process for place in places})
 
     def wait_for_workers(self, count: int, seconds: float) -> bool:
-        """Whether so many are connected, after at most `seconds`."""
+        """Whether so many are connected, or cannot reach all shards, after at most `seconds`."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._seats() >= count, seconds)
+            return self._changed.wait_for(lambda: self._seats() + self._reach.idle() >= count, seconds)
 
     def _seats(self) -> int:
         return sum(place.member is None and not place.ahead for place in self._places.values())
@@ -137,7 +141,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         silent = time.monotonic() - SILENCE
         with self._changed:
             places = list(self._places.values())
-            gone = [p for p in places if p.context.is_cancelled() or (p.member is None and p.heard < silent)]
+            gone = [p for p in places if p.context.is_cancelled() or p.heard < silent]
             coordinator = self._coordinator
             if coordinator is not None:
                 everybody = self._collective(coordinator)
@@ -145,12 +149,22 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
                     if everybody or process_of(worker) in self._away:
                         self._unseat(coordinator, worker)
             self._advance()
+            news = [said for said in (self._reach.news(), self._lockstep.news()) if said is not None]
         for place in gone:
             self._leave(place)
+        for said in news:
+            self.note(said)
+
+    def stuck(self, at_once: bool = False) -> ClusterLost | None:
+        """Why nobody can work, if that has been so for a while, or is so now."""
+        with self._changed:
+            return self._reach.stuck(0.0 if at_once else GRACE)
 
     def _collective(self, coordinator: Coordinator) -> bool:
         """Whether it is time for steps that all take part in."""
-        return self._lockstep.shards > 0 and coordinator.machine.pace.collective and len(self._lockstep.members) > 1
+        lockstep = self._lockstep
+        wanted = lockstep.shards > 0 and coordinator.machine.pace.collective and len(lockstep.members) > 1
+        return wanted and not lockstep.over and not self._reach.apart()
 
     def _advance(self) -> None:
         coordinator = self._coordinator
@@ -174,16 +188,22 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
     # --- the workers' side --------------------------------------------------------------------------------------
 
     def do_action(self, context: Any, action: Any) -> Iterator[Any]:
-        """`alive`, with {"workers": [names]}: they still are."""
+        """`alive`, with {"process": name, "generation": G, "works": whether it has a worker, "places": [names of its
+        seats and rank], "unreachable": [addresses of shards]}: they still are. Gives {"lost": group}: steps in groups
+        up to that number will not end."""
         if action.type != "alive":
             raise fl.FlightServerError(f"no action {action.type!r}; there is alive")
         asked = json.loads(action.body.to_pybytes())
         self._security.check(asked)
         with self._changed:
-            for worker in asked["workers"]:
-                if worker in self._places:
-                    self._places[worker].heard = time.monotonic()
-        yield fl.Result(b"{}")
+            ours = asked["generation"] == self.generation
+            for name in asked["places"] if ours else ():
+                if name in self._places:
+                    self._places[name].heard = time.monotonic()
+            if ours and self._reach.hear(asked["process"], asked["works"], asked["unreachable"]):
+                self._changed.notify_all()
+            lost = self._lockstep.lost if ours else 0
+        yield fl.Result(json.dumps({"lost": lost}).encode())
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         opened = json.loads(descriptor.command)
@@ -253,7 +273,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         assert member is not None
         with self._changed:
             self._check(place)
-            member.result = result
+            self._lockstep.bring(member, result)
             self._advance()
             while member.order is None:
                 if self._lockstep.members.get(member.name) is not member:

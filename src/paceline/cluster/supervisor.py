@@ -7,6 +7,8 @@ import json
 import os
 import secrets
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ from paceline.cluster.spec import NodeSpec, helper_name, roles
 from paceline.cluster.staff import Staff
 from paceline.clusterconfig import ClusterConfig
 from paceline.config import JobConfig
-from paceline.errors import ConfigError, RunDirError, TrainingError
+from paceline.errors import ConfigError, RunDirError, RunDirInUse, TrainingError
 from paceline.exchange.security import Security
 from paceline.rundir import PROCESSES, replace_text
 from paceline.watcher import Silent, Watcher
 
-_GIVE_UP = 8  # generations in a row that did not get further than one before them
+_GIVE_UP = 8  # generations in a row that did not get further than one before them, since something died
+_TWICE = 2  # generations in a row that a process could not be reached in, until it is placed anew
+_ANSWER = 10.0  # seconds in which the coordinator answers
+_START = 30.0  # seconds in which a process starts
 
 
 def train_on_cluster(
@@ -118,12 +123,17 @@ class _Supervisor:
         self._specs, self._cluster, self._ray = specs, cluster, placing
         self._staff = staff
         self._office, self._shards = "", list[str]()
+        self._addresses: dict[str, str] = {}  # of the coordinator's service and the shards', by process
+        self._patience = 0.0 if config.cluster is None else config.cluster.patience
         self._meeting: tuple[str, int] | None = None
         self._watcher, self._resume = watcher, resume
         self._generation = int(time.time())  # above that of any earlier supervisor of the same processes
         self._lost_at: float | None = None
+        self._asked: Any = None  # the question for messages that has no answer yet
         self._losses, self._seconds = 0, 0.0  # generations that were lost, and what it took to go on
         self._fruitless, self._furthest = 0, -1
+        self._unreachable: Counter[str] = Counter()  # generations in a row in which a process could not be reached
+        self._told: set[str] = set()  # what was said since the run got further
         self._injected = [(i.kill, i.at) for i in config.inject if i.kill is not None and i.at is not None]
 
     def run(self) -> dict[str, Any]:
@@ -144,25 +154,75 @@ class _Supervisor:
                 return found
             if kind == "interrupted":
                 raise KeyboardInterrupt(value)
-            if kind == "error":
+            # A coordinator that cannot be reached any more may hold the directory until it finds out itself.
+            held = isinstance(value, RunDirInUse) and self._losses > 0
+            if kind == "error" and not held:
                 raise value
+            why, unreachable = value if kind == "lost" else (str(value), ())
             self._lost_at = self._lost_at or time.time()
             self._losses += 1
-            self._fruitless += 1
+            self._fruitless += not unreachable and not held
             self._resume = True
-            self._watcher.note(f"{value}; going on from the last snapshot")
+            self._note(f"{why}; going on from the last snapshot")
             if self._fruitless >= _GIVE_UP:
-                raise TrainingError(f"{_GIVE_UP} times in a row something died before the run got any further: {value}")
+                raise TrainingError(f"{_GIVE_UP} times in a row something died before the run got any further: {why}")
+            if time.time() - self._lost_at > self._patience:
+                raise TrainingError(f"{why}, for {self._patience:g} seconds (cluster.patience); go on with --resume")
+            time.sleep(_ANSWER if held else 0)
+            self._place_anew([spec for spec in self._specs if self._addresses.get(spec.name) in unreachable])
+
+    def _place_anew(self, away: list[NodeSpec]) -> None:
+        """Processes that the others could not reach, again and again, go to machines with room; so does the coordinator
+        instead, if it is the one that reaches only few."""
+        names = [spec.name for spec in away]
+        if len(names) > 1 and len(self._shards) < 2 * len(names):
+            names = ["coordinator"]
+        self._unreachable = Counter({name: self._unreachable[name] + 1 for name in names})
+        for name in names:
+            if self._unreachable[name] < _TWICE:
+                continue
+            old = self._addresses[name].rpartition(":")[0]
+            moved = self._cluster.move(name, old, self._office.rpartition(":")[0])
+            if moved is not None:
+                del self._unreachable[name]
+                self._note(f"{name} cannot be reached at {old}: it is placed anew at {moved}")
+            else:
+                text = f"{name} cannot be reached at {old}, and no other machine has room for it: waiting until it can"
+                self._note(f"{text}, {self._patience:g} seconds at most (cluster.patience)")
+
+    def _insist(self, ask: Callable[[], Any], name: str) -> Any:
+        """The answer of a process, however long that takes; a person is told why."""
+        since = time.monotonic()
+
+        def waiting() -> None:
+            if time.monotonic() - since > _START:
+                found = "" if self._cluster.has_place() else "; Ray has no machine with room for it"
+                limit = f"{self._patience:g} seconds at most (cluster.patience)"
+                self._note(f"waiting for {name}, which does not answer{found}, {limit}")
+
+        try:
+            return self._ray.insist(ask, self._patience, waiting)
+        except TrainingError:
+            raise TrainingError(
+                f"{name} did not answer within {self._patience:g} seconds (cluster.patience); go on with --resume"
+            ) from None
+
+    def _note(self, text: str) -> None:
+        """Say it, once until the run gets further."""
+        if text not in self._told:
+            self._told.add(text)
+            self._watcher.note(text)
 
     def _one_generation(self) -> tuple[str, Any]:
-        insist, cluster = self._ray.insist, self._cluster
-        self._office, _ = insist(lambda: cluster.chief.actor.start.remote(), "the coordinator")
-        self._meeting = insist(lambda: cluster.chief.actor.meeting.remote(), "the coordinator")
-        self._shards = []
+        cluster = self._cluster
+        self._office, _ = self._insist(cluster.chief.actor.start.remote, "the coordinator")
+        self._meeting = self._insist(cluster.chief.actor.meeting.remote, "the coordinator")
+        self._shards, self._addresses = [], {"coordinator": self._office}
         for spec in self._specs:
-            address, _ = insist(lambda s=spec: cluster.nodes[s.name].actor.start.remote(), spec.name)
+            address, _ = self._insist(cluster.nodes[spec.name].actor.start.remote, spec.name)
             if spec.shard is not None:
                 self._shards.append(address)
+                self._addresses[spec.name] = address
         self._ray.watch_again(cluster)
         self._tell_processes()
         lost = (self._losses, self._seconds, self._lost_at)
@@ -190,7 +250,7 @@ class _Supervisor:
                 found: tuple[str, Any] = self._ray.answer(run)
                 return found
             except self._ray.GONE:
-                return "lost", "the coordinator died"
+                return "lost", ("the coordinator died", ())
         for name in [waiting[reference] for reference in ready]:
             returning[name] = None
             if specs[name].shard is not None:
@@ -219,7 +279,7 @@ class _Supervisor:
         told = {}
         for placed in (self._cluster.chief, *self._cluster.nodes.values()):
             with contextlib.suppress(*self._ray.GONE):
-                address, pid = self._ray.answer(placed.actor.start.remote())
+                address, pid = self._ray.answer(placed.actor.start.remote(), _ANSWER)
                 told[placed.name] = {"address": address, "pid": pid}
         with contextlib.suppress(OSError):
             self._run_dir.mkdir(parents=True, exist_ok=True)
@@ -227,8 +287,13 @@ class _Supervisor:
 
     def _relay(self) -> None:
         """What the run says, to whoever watches."""
+        asked, self._asked = self._asked or self._cluster.chief.actor.messages.remote(), None
         try:
-            said = self._ray.answer(self._cluster.chief.actor.messages.remote())
+            said = self._ray.answer(asked, _ANSWER)
+        except self._ray.SLOW:
+            self._asked = asked  # an answer that comes later is not lost
+            self._note("the coordinator does not answer; waiting until it does, or Ray finds its machine lost")
+            return
         except self._ray.GONE:
             return
         for what, values in said:
@@ -241,6 +306,8 @@ class _Supervisor:
                     self._injected = [(name, at) for name, at in self._injected if at > rows]
                 if rows > self._furthest:
                     self._furthest, self._fruitless = rows, 0
+                    self._unreachable.clear()
+                    self._told.clear()
                 self._kill_as_asked(rows)
             getattr(self._watcher, what)(*values)
 
