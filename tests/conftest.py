@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 for _folder in ("pace", "runs", "cluster"):
     sys.path.insert(0, str(Path(__file__).parent / _folder))
 

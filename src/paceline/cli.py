@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from paceline import __version__
-from paceline.errors import ConfigError, DataError, Interrupted, PacelineError
+from paceline.errors import ConfigError, DataError, Interrupted, PacelineError, RunDirError
 
 app = typer.Typer(
     name="paceline",
@@ -193,13 +193,28 @@ def pace(
     """Change the pace of a running job. No row moves, nothing is started again."""
     from paceline.evaluate import run_config
     from paceline.jobfile import override
-    from paceline.switching import ask
+    from paceline.switching import ask_pace
 
     config = override(run_config(run_dir), [f"pace={name}", *(f"pace.{option}" for option in options or [])])
-    told = ask(run_dir, config.pace)
+    told = ask_pace(run_dir, config.pace)
     typer.echo(
         f"{told['pace']} from {told['samples_read']:,} samples on; {told['pause_s'] * 1e3:,.1f} ms to its first lease"
     )
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # so that -1 is told to be no number of helpers
+def workers(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of a run that is going on")],
+    helpers: Annotated[int, typer.Argument(metavar="N", help="How many helpers (cluster.workers) it is to have.")],
+) -> None:
+    """Have more or fewer helpers in a running job on a cluster. The global batch stays what it is."""
+    from paceline.staffing import ask_workers
+
+    told = ask_workers(run_dir, helpers)
+    typer.echo(f"{told['helpers']} helpers, {told['workers']} workers in all from {told['samples_read']:,} samples on")
+    if told["short"]:
+        missing = f"{len(told['short'])} fewer than asked for: {told['short'][0]}"
+        raise RunDirError(f"{run_dir}: {missing}; the run goes on with what it has")
 
 
 @app.command()

@@ -36,7 +36,8 @@ class SecurityConfig(Strict):
 
 class ClusterConfig(Strict):
     """Processes placed by Ray. nodes: each with a shard and a worker; servers: with a shard only; workers: with a
-    worker only; rows: how embedding rows travel; ahead: leases that a worker holds while it computes one."""
+    worker only; rows: how embedding rows travel; ahead: leases that a worker holds while it computes one; patience:
+    seconds that a run waits for a process that is gone or cannot be reached."""
 
     address: str = "local"
     nodes: int = Field(1, ge=0)
@@ -47,6 +48,7 @@ class ClusterConfig(Strict):
     rows: Literal["fp32", "bf16"] = "fp32"
     ahead: int = Field(1, ge=0, le=8)
     exchange: Literal["auto", "rows", "substitute", "push_pull"] = "auto"
+    patience: float = Field(600, gt=0, allow_inf_nan=False)
 
     @field_validator("address")
     @classmethod

@@ -4,7 +4,8 @@
     ├── UserError                 the user can put it right; exit code 2
     │   ├── ConfigError           a key or value of job.yaml or of the command line
     │   ├── DataError             a file, line or value of the log
-    │   └── RunDirError           a run directory that is missing, in use or does not fit
+    │   └── RunDirError           a run directory that is missing or does not fit
+    │       └── RunDirInUse       another process runs there
     ├── TrainingError             the run could not go on (a worker failed); exit code 1
     │   ├── LossError             the loss or a gradient is not finite: the newest state is not worth keeping
     │   └── ClusterLost           a process of the cluster died; the job goes on by itself from the last snapshot
@@ -43,6 +44,10 @@ class RunDirError(UserError):
     """A run directory that is missing, in use by another process, or does not fit the request."""
 
 
+class RunDirInUse(RunDirError):
+    """Another process runs there."""
+
+
 class TrainingError(PacelineError):
     """The run could not go on. The message says which checkpoint is good and how to resume."""
 
@@ -60,7 +65,14 @@ class LossError(TrainingError):
 
 class ClusterLost(TrainingError):
     """A process that holds parameters is gone, and with it what was trained since the last snapshot. Never the end of a
-    job: whoever watches over the cluster starts the process again and goes on."""
+    job: whoever watches over the cluster starts the process again and goes on.
+
+    unreachable: addresses of shards that are there and cannot be reached, as far as is known.
+    """
+
+    def __init__(self, text: str, unreachable: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.unreachable = unreachable
 
 
 class StorageError(PacelineError):

@@ -8,8 +8,9 @@ pace.trace          every event and command of the pace machine (see paceline.pa
 skipped_rows.jsonl  rows that were left out: file, line, reason
 curves/             TensorBoard
 checkpoints/        see paceline.checkpoint
-requests/           what people ask of a run that is going on (see paceline.switching)
+requests/           what people ask of a run that is going on (see paceline.requests)
 processes.json      of a run on a cluster: who runs where
+.lock, .watched     locked by the process that writes here, and by the command that starts it again
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from paceline.batch import BadRow
-from paceline.errors import RunDirError, StorageError
+from paceline.errors import RunDirError, RunDirInUse, StorageError
 
 CONFIG, METRICS, TRACE, SKIPPED = "config.yaml", "metrics.jsonl", "pace.trace", "skipped_rows.jsonl"
 HISTOGRAMS, CHECKPOINTS, PROCESSES = "histograms.jsonl", "checkpoints", "processes.json"
@@ -67,7 +68,7 @@ class RunDir:
             self._lock.seek(0)
             owner = self._lock.read().strip() or "unknown"
             self._lock.close()
-            raise RunDirError(
+            raise RunDirInUse(
                 f"{self.path}: in use by another run (process {owner}); wait for it, stop it, or take another --run-dir"
             ) from None
         self._lock.truncate(0)

@@ -1,16 +1,7 @@
-"""Which pace a run is to have: what its configuration plans, and what a person asks for while it runs.
-
-A request is a file RUN_DIR/requests/<name>.yaml; the run answers beside it, in <name>.json. So whoever may write the
-run directory may ask, from any machine that sees it, and nothing has to listen on the network for it.
-"""
+"""Which pace a run is to have: what its configuration plans, and what a person asks for while it runs."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
-import secrets
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +10,10 @@ import yaml
 
 from paceline import pace as p
 from paceline.config import JobConfig, PaceConfig
-from paceline.errors import RunDirError
-from paceline.rundir import replace_text, storing
+from paceline.requests import answer, ask, waiting
 from paceline.runtimes.coordinator import Coordinator
 
-REQUESTS = "requests"
+_KIND = "yaml"  # of its requests: the keys of `pace:`
 _PATIENCE = 60.0  # seconds that a person waits for the answer
 
 
@@ -43,7 +33,7 @@ class Switching:
     """The pace of one run. A person's choice holds until the plan's next switch."""
 
     def __init__(self, config: JobConfig, run: Path, note: Callable[[str], None]) -> None:
-        self._config, self._folder, self._note = config, run / REQUESTS, note
+        self._config, self._run, self._note = config, run, note
         self._due = -1
         self._asked: PaceConfig | None = None
         self._answering: tuple[Path, int] | None = None  # a request, and how many pauses there were before it
@@ -53,8 +43,8 @@ class Switching:
 
     def begin(self, day: int, samples: int, state: dict[str, Any] | None) -> p.Pace:
         """The pace to begin with. state: of the snapshot that the run goes on from. Requests of before are void."""
-        for path in self._folder.glob("*.yaml") if self._folder.exists() else ():
-            self._answer(path, {"refused": "the run was not running at that moment; ask again"})
+        for path in waiting(self._run, _KIND):
+            answer(path, {"refused": "the run was not running at that moment; ask again"})
         self._due, chosen = planned(self._config, day, samples)
         plan = self._plan()
         if state is not None and state["asked"] is not None and (state["due"], state["plan"]) == (self._due, plan):
@@ -89,13 +79,13 @@ class Switching:
             if len(coordinator.pauses) > before or coordinator.done:
                 pauses, machine = coordinator.pauses[before:], coordinator.machine
                 told = {"pace": machine.pace.name, "samples_read": machine.account.read}
-                self._answer(path, {**told, "pause_s": round(pauses[0], 6) if pauses else 0.0})
+                answer(path, {**told, "pause_s": round(pauses[0], 6) if pauses else 0.0})
                 self._answering = None
         elif (found := self._request()) is not None:
             path, chosen = found
             if virtual:
                 why = "a simulation changes its pace by `switch:` in its configuration"
-                self._answer(path, {"refused": why})
+                answer(path, {"refused": why})
                 return
             self._asked, self._answering = chosen, (path, len(coordinator.pauses))
             pace = self._take(chosen)
@@ -117,13 +107,11 @@ class Switching:
         return round(max(pauses), 6) if pauses else None
 
     def _request(self) -> tuple[Path, PaceConfig] | None:
-        if not self._folder.exists():
-            return None
-        for path in sorted(self._folder.glob("*.yaml")):
+        for path in waiting(self._run, _KIND):
             try:
                 chosen = PaceConfig.model_validate(yaml.safe_load(path.read_text()))
             except (OSError, ValueError, yaml.YAMLError) as error:
-                self._answer(path, {"refused": str(error)})
+                answer(path, {"refused": str(error)})
                 continue
             return path, chosen
         return None
@@ -138,41 +126,9 @@ class Switching:
         paces = [self._config.pace, *(switch.pace for switch in self._config.switch)]
         return [[str(s.at) for s in self._config.switch], *(each.model_dump(mode="json") for each in paces)]
 
-    def _answer(self, path: Path, told: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):
-            replace_text(path.with_suffix(".json"), json.dumps(told))
-            path.unlink(missing_ok=True)
 
-
-def ask(run: Path, pace: PaceConfig) -> dict[str, Any]:
+def ask_pace(run: Path, pace: PaceConfig) -> dict[str, Any]:
     """Ask the run that is going on in a directory for a pace, and wait for its answer: `samples_read` when it changed,
     `pause_s` until the first lease under it, `pace`. Raises RunDirError if nothing runs there or it refuses."""
-    with storing(run / REQUESTS):
-        if not is_running(run):
-            raise RunDirError(f"{run}: nothing is running there; give pace=... to the next `paceline train`")
-        (run / REQUESTS).mkdir(exist_ok=True)
-        path = run / REQUESTS / f"{time.time_ns()}-{secrets.token_hex(2)}.yaml"
-        replace_text(path, yaml.safe_dump(pace.model_dump(mode="json", exclude_unset=True)))
-        answer, until = path.with_suffix(".json"), time.monotonic() + _PATIENCE
-        while not answer.exists():
-            if time.monotonic() > until or not is_running(run):
-                path.unlink(missing_ok=True)
-                raise RunDirError(f"{run}: it ended, or gave no answer in {_PATIENCE:g} s; nothing was changed")
-            time.sleep(0.02)
-        told: dict[str, Any] = json.loads(answer.read_text())
-        answer.unlink()
-    if "refused" in told:
-        raise RunDirError(f"{run}: {told['refused']}")
-    return told
-
-
-def is_running(run: Path) -> bool:
-    """Whether a process has the run directory in use."""
-    try:
-        with open(run / ".lock", "a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
+    text = yaml.safe_dump(pace.model_dump(mode="json", exclude_unset=True))
+    return ask(run, _KIND, text, _PATIENCE, "give pace=... to the next `paceline train`")

@@ -34,10 +34,10 @@ class Party:
         self.config, self.security = config, security or Security()
         self.shards = nodes + servers
         values = config.to_yaml()
-        self.nodes = [
-            Node(NodeSpec(name, values, self.shards, shard, worker, security=self.security, **options))
-            for name, shard, worker in roles(nodes, servers, workers)
-        ]
+        self.make = lambda name, shard, worker: Node(
+            NodeSpec(name, values, self.shards, shard, worker, security=self.security, **options)
+        )
+        self.nodes = [self.make(*role) for role in roles(nodes, servers, workers)]
         self.addresses = [a for a in (node.start()[0] for node in self.nodes) if a is not None]
         self.office = Office(self.security)
         self.replica = make_replica(config)
@@ -53,13 +53,24 @@ class Party:
         self.store = FarShards(self.security, self.addresses, self.generation, self.sizes, width)
         self.store.connect(None)
         self.traffic = Traffic(self.sizes, width, self.nodes_with_both, self.workers, 4)
-        self.office.begin(self.generation, self.shards if self.steps else 0)
+        self.office.begin(self.generation, self.shards if self.steps else 0, self.addresses)
         self.meeting = open_store() if self.steps else None
-        meeting = ("127.0.0.1", self.meeting.port) if self.steps else None
         for node in self.nodes:
-            node.begin(self.generation, self.addresses, f"127.0.0.1:{self.office.port}", meeting)
+            self.begin_node(node)
         assert self.office.wait_for_workers(self.workers, 30)
         return self.store
+
+    def begin_node(self, node):
+        meeting = ("127.0.0.1", self.meeting.port) if self.steps else None
+        node.begin(self.generation, self.addresses, f"127.0.0.1:{self.office.port}", meeting)
+
+    def hire(self):
+        """One helper more comes while the job runs; its worker."""
+        worker = self.workers
+        self.workers += 1
+        self.nodes.append(self.make(f"helper-{worker - self.nodes_with_both}", None, worker))
+        self.begin_node(self.nodes[-1])
+        return f"worker-{worker}"
 
     def end(self):
         self.office.begin(self.generation + 1)
@@ -101,6 +112,8 @@ def train_days(
     before_day=lambda day, coordinator: None,
     trace=lambda line: None,
     before_read=lambda coordinator: None,
+    watch=lambda coordinator: None,
+    through=lambda batches: batches,
 ):
     """Every day of the job on `store`; the coordinator."""
     job = assemble(config, base, store=store) if store is not None else assemble(config, base)
@@ -118,7 +131,7 @@ def train_days(
     for day, files in enumerate(job.days):
         before_day(day, coordinator)
         with contextlib.closing(day_batches(job.log, files, Plan(day, config.local_batch, moments=moments))) as source:
-            body.run_day(coordinator, source, lambda: None)
+            body.run_day(coordinator, through(source), lambda: watch(coordinator))
         moments = coordinator.next_span.moments
         statistics.export()
     return job, coordinator

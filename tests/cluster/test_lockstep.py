@@ -7,6 +7,12 @@ from parties import locally, on_cluster, party
 from tools import job, synthetic
 
 from paceline import pace as p
+from paceline.assembly import assemble
+from paceline.cluster.lockstep import TRIES, Lockstep, Member, Result
+from paceline.data.moments import no_moments
+from paceline.data.stream import Plan, day_batches
+from paceline.errors import TrainingError
+from paceline.runtimes.coordinator import Coordinator
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,88 @@ def test_a_worker_that_dies_in_steps_costs_nothing(log):
 
         rows, dense, coordinator = on_cluster(config, log, made, before_read=before_read)
         assert made.office.workers() == ["worker-0", "worker-0+1", "worker-1", "worker-1+1"]
+    assert coordinator.machine.account.read == coordinator.machine.account.applied == 6000
+    for key, values in rows.items():
+        np.testing.assert_array_equal(values, expected_rows[key])
+    assert dense.equal(expected_dense)
+
+
+class Settled:
+    """Carries out nothing; remembers what was applied."""
+
+    def __init__(self):
+        self.applied = []
+
+    def apply(self, command):
+        self.applied.append([part.gradient for part in command.parts])
+
+    def drop(self, number):
+        raise AssertionError(f"gradient {number} was dropped")
+
+
+def test_who_is_dismissed_in_the_middle_of_a_step_takes_part_to_its_end(log):
+    """Its gradient counts, no lease is issued twice, and the next step is of those who stay."""
+    made = assemble(job(log), log, replicas=1)
+    source = day_batches(made.log, made.days[0], Plan(0, 32, moments=no_moments(len(made.schema.dense))))
+    settled = Settled()
+    coordinator = Coordinator(p.begin(p.sync(3)), settled, lambda line: None)
+    coordinator.open(source)
+    lockstep = Lockstep(shards=2)
+    for name, shard in (("node-0", 0), ("node-1", 1), ("helper-2", None)):
+        worker = f"worker-{name[-1]}"
+        lockstep.members[name] = Member(name, shard, worker, Result(broken=False))
+
+    def advance(away=frozenset()):
+        return lockstep.advance(coordinator, lambda: True, None, away)
+
+    def come_back():
+        for member in lockstep.members.values():
+            lease, member.order = member.order.lease, None
+            member.result = Result(False, 0.5, 1.0, torch.zeros(0) if lease is not None else None)
+
+    assert advance()
+    first = [member.order.lease.gradient for member in lockstep.members.values()]
+    assert sorted(first) == [0, 1, 2]
+    lockstep.dismiss({"worker-2"}, coordinator)
+    assert lockstep.members.keys() == {"node-0", "node-1", "helper-2"}, "the step is under way"
+    come_back()
+    assert advance({"worker-2"})
+    assert settled.applied == [[0, 1, 2]]
+    assert lockstep.members.keys() == {"node-0", "node-1"}
+    assert coordinator.machine.account.lost_leases == 0
+    assert not coordinator.is_here("worker-2")
+    orders = [member.order for member in lockstep.members.values()]
+    assert {order.names for order in orders} == {("node-0", "node-1")}
+    assert sorted(order.lease.gradient for order in orders) == [3, 4]
+    source.close()
+
+
+def test_who_is_dismissed_between_steps_leaves_at_once(log):
+    lockstep = Lockstep(shards=1)
+    lockstep.members["node-0"] = Member("node-0", 0, "worker-0")
+    lockstep.members["helper-1"] = Member("helper-1", None, "worker-1")
+    lockstep.dismiss({"worker-1"}, None)
+    assert lockstep.members.keys() == {"node-0"}
+
+
+def test_where_no_group_can_form_processes_push_and_pull_after_three_steps(log, monkeypatch):
+    """As behind a firewall that lets Flight through and not gloo: the run says so once, the numbers are the same."""
+    config = job(log)
+    expected_rows, expected_dense, _ = locally(config, log)
+    tried, said = [], []
+
+    def connect(host, port, name, rank, size, timeout, address):
+        tried.append(name)
+        raise TrainingError(f"exchange: rank {rank} of {size} could not join the group {name}: refused")
+
+    monkeypatch.setattr("paceline.cluster.stepping.connect", connect)
+    with party(config, nodes=2, steps=True, exchange="rows") as made:
+        made.office.note = said.append
+        rows, dense, coordinator = on_cluster(config, log, made)
+    assert len(set(tried)) == TRIES
+    assert len(said) == 1
+    assert "could not join the group" in said[0]
+    assert "cluster.exchange=push_pull" in said[0]
     assert coordinator.machine.account.read == coordinator.machine.account.applied == 6000
     for key, values in rows.items():
         np.testing.assert_array_equal(values, expected_rows[key])

@@ -43,6 +43,20 @@ class ClusterBody:
         self._recovered: dict[str, Any] = {}
         office.traffic = traffic
 
+    def staff(self, workers: int) -> None:
+        """There are so many workers from now on."""
+        self._workers = workers
+        self._traffic.staff(workers, self._generation_updates)
+
+    @property
+    def samples_read(self) -> int | None:
+        """By the run; None until its workers may begin."""
+        return None if self._coordinator is None else self._coordinator.machine.account.read
+
+    @property
+    def _generation_updates(self) -> int:
+        return 0 if self._coordinator is None else self._coordinator.machine.account.updates - self._updates
+
     def state(self) -> dict[str, Any]:
         """Nothing that a checkpoint would keep."""
         return {}
@@ -52,8 +66,8 @@ class ClusterBody:
 
     def told(self) -> dict[str, Any]:
         """See `paceline.runtimes.body.Body`."""
-        updates = 0 if self._coordinator is None else self._coordinator.machine.account.updates - self._updates
-        return {**nothing_told(), **self._traffic.per_update(updates), **self._recovered}
+        traffic = self._traffic.per_update(self._generation_updates)
+        return {**nothing_told(self._workers), **traffic, **self._recovered}
 
     def run_day(
         self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None
@@ -65,7 +79,7 @@ class ClusterBody:
         self._store.on_failure = coordinator.fail
         expected = self._workers if self._coordinator is None else 1
         if not self._office.wait_for_workers(expected, PATIENCE) and not self._office.workers():
-            raise ClusterLost(f"no worker came within {PATIENCE:g} seconds")
+            raise self._office.stuck(at_once=True) or ClusterLost(f"no worker came within {PATIENCE:g} seconds")
         if self._coordinator is None:
             self._coordinator, self._updates = coordinator, coordinator.machine.account.updates
             self._recovered = self._on_start()
@@ -73,16 +87,17 @@ class ClusterBody:
         ahead = ReadAhead(source, _AHEAD)
         coordinator.open(ahead)
         self._office.open_day(coordinator, self._statistics)
-        pulse = self._store.pulse(lambda a: coordinator.fail(ClusterLost(f"the shard at {a} is silent")))
         try:
             while not coordinator.finished(0.1):
                 self._office.tend()
+                stuck = self._office.stuck()
+                if stuck is not None:
+                    raise stuck
                 watch()
         except BaseException as error:
             coordinator.fail(error)
             raise
         finally:
-            pulse.stop()
             ahead.close()
         if coordinator.failure is not None:
             raise coordinator.failure

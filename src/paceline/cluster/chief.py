@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from paceline.config import JobConfig
 from paceline.errors import ClusterLost
 from paceline.exchange.far import FarShards
 from paceline.exchange.group import open_store
+from paceline.exchange.pulse import asked
 from paceline.exchange.security import Security
 from paceline.params.dense import slice_sizes
 from paceline.training import train
@@ -67,6 +69,13 @@ class Messages:
             self._said.append((what, list(values)))
 
 
+def _silent(security: Security, addresses: list[str]) -> tuple[str, ...]:
+    """Those that do not answer now."""
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        answers = list(pool.map(lambda a: asked(security, a, "statistics"), addresses))
+    return tuple(a for a, answer in zip(addresses, answers, strict=True) if answer is None)
+
+
 class Chief:
     """One process; each generation is one call of `run`."""
 
@@ -74,6 +83,7 @@ class Chief:
         self._config = JobConfig.model_validate(yaml.safe_load(config))
         self._base, self._run_dir, self._security, self._host = Path(base), Path(run_dir), security, host
         self._office: Office | None = None
+        self._body: ClusterBody | None = None
         self._messages = Messages()
         self._store: Any = None
 
@@ -81,6 +91,7 @@ class Chief:
         """Open the office; its address, and the process's number."""
         if self._office is None:
             self._office = Office(self._security, self._host)
+            self._office.note = self._messages.note
         return f"{self._host}:{self._office.port}", os.getpid()
 
     def meeting(self) -> tuple[str, int] | None:
@@ -92,20 +103,21 @@ class Chief:
         return self._host, self._store.port
 
     def run(
-        self, generation: int, shards: list[str], resume: bool, recovered: tuple[int, float, float | None]
+        self, generation: int, shards: list[str], resume: bool, recovered: tuple[int, float, float | None], workers: int
     ) -> tuple[str, Any]:
-        """Train until the end or until something is lost: ("end", last metrics line), ("lost", why), ("interrupted",
-        what was kept) or ("error", what). recovered: how often this run was lost before and the seconds that it took to
-        go on, and time.time() when it was lost last."""
+        """Train until the end or until something is lost: ("end", last metrics line), ("lost", (why, addresses of
+        shards that cannot be reached)), ("interrupted", what was kept) or ("error", what). recovered: how often this
+        run was lost before and the seconds that it took to go on, and time.time() when it was lost last; workers: how
+        many there are now."""
         assert self._office is not None
         assert self._config.cluster is not None
         office, messages, cluster = self._office, self._messages, self._config.cluster
-        messages.lost = None
+        messages.lost, self._body = None, None
         model = make_replica(self._config).model
         width = sum(part.width for part in model.parts())
         sizes = slice_sizes(model, len(shards))
         store = FarShards(self._security, shards, generation, sizes, width)
-        traffic = Traffic(sizes, width, cluster.nodes, cluster.trainers, 2 if cluster.rows == "bf16" else 4)
+        traffic = Traffic(sizes, width, cluster.nodes, workers, 2 if cluster.rows == "bf16" else 4)
 
         def started() -> dict[str, Any]:
             times, seconds, lost_at = recovered
@@ -114,10 +126,11 @@ class Chief:
             return {"recoveries": times, "recovery_s": round(seconds, 3)}
 
         def body(job: Job) -> ClusterBody:
-            return ClusterBody(office, store, job.statistics, traffic, cluster.trainers, started)
+            self._body = ClusterBody(office, store, job.statistics, traffic, workers, started)
+            return self._body
 
         def ready() -> None:
-            office.begin(generation, len(shards) if cluster.steps is not None else 0)
+            office.begin(generation, len(shards) if cluster.steps is not None else 0, shards)
 
         def keeper(folder: Path, job: Job) -> ClusterKeeper:
             return ClusterKeeper(folder, job.config.checkpoint.keep, store, ready)
@@ -126,7 +139,8 @@ class Chief:
             config, base, threads = self._config, self._base, max(1, min(4, os.cpu_count() or 1))
             return "end", train(config, base, self._run_dir, resume, messages, body, threads, store, keeper)
         except ClusterLost as error:
-            return "lost", str(error)
+            lost = store.failure if isinstance(store.failure, ClusterLost) else error
+            return "lost", (str(lost), lost.unreachable and (_silent(self._security, shards) or lost.unreachable))
         except KeyboardInterrupt as error:
             return "interrupted", str(error)
         except Exception as error:  # raised again where the job was started
@@ -138,6 +152,16 @@ class Chief:
     def messages(self) -> list[tuple[str, list[Any]]]:
         """What the run has said since the last call."""
         return self._messages.fetch()
+
+    def staff(self, workers: int, away: list[str]) -> tuple[list[str], list[str], int | None]:
+        """There are so many workers now, and those in `away` are to leave. Returns (workers that are at work, those of
+        `away` that are not gone yet, samples read, or None where no worker may begin yet)."""
+        assert self._office is not None
+        joined, lingering = self._office.staff(set(away))
+        body = self._body
+        if body is not None:
+            body.staff(workers)
+        return joined, lingering, None if body is None else body.samples_read
 
     def interrupt(self) -> None:
         """As Ctrl-C does."""

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from paceline.exchange.desk import Desk, Superseded
 from paceline.exchange.direct import DirectRoute
 from paceline.exchange.far import tell_error
 from paceline.exchange.flight import ShardedRoute
-from paceline.exchange.pulse import Pulse, answers
+from paceline.exchange.pulse import Pulse, asked
 from paceline.exchange.service import ShardService
 from paceline.exchange.shards import FarShard, NearShard, PeerLost, ShardWay
 from paceline.params.dense import slice_sizes
@@ -30,6 +31,23 @@ from paceline.runtimes.local import settle_thread, work
 from paceline.runtimes.turns import Busy, Turn
 
 _AGAIN = 0.2  # seconds until a worker that was sent away or cut off comes again
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """What a seat or rank talks over: to the office, and to shards (ways) or to other ranks (stepper)."""
+
+    office: RemoteOffice | RemoteRank
+    ways: list[ShardWay]
+    stepper: Stepper | None = None
+
+    def close(self) -> None:
+        """Break off whatever it is doing."""
+        self.office.close()
+        for way in self.ways:
+            way.close()
+        if self.stepper is not None:
+            self.stepper.give_up()
 
 
 class Node:
@@ -47,7 +65,7 @@ class Node:
         self._ended = threading.Event()
         self._copy: checkpoint.Copy | None = None
         self._pulses: list[Pulse] = []
-        self._lines: list[tuple[RemoteOffice | RemoteRank, list[ShardWay]]] = []  # of seats and rank
+        self._lines: list[Line] = []
         self._lock = threading.Lock()
 
     def start(self) -> tuple[str | None, int]:
@@ -72,6 +90,7 @@ class Node:
         self._generation = generation
         for pulse in self._pulses:
             pulse.stop()
+        self._cut_off("")
         if not self._replicas:
             self._replicas += make_replicas(self._config, 1 if self.spec.worker is None else self.spec.ahead + 1)
         if meeting is not None:
@@ -79,21 +98,38 @@ class Node:
                 target=self._rank, args=(generation, office, meeting), name=f"rank {self.spec.name}", daemon=True
             )
             thread.start()
-        if self.spec.worker is None:
+        works = self.spec.worker is not None
+        seats = range(self.spec.ahead + 1) if works else range(0)
+        names = [f"worker-{self.spec.worker}" + ("" if i == 0 else f"+{i}") for i in seats]
+        if works or meeting is not None:
+            self._begin_pulses(generation, shards, office, names)
+        if not works:
             return
-        names = [f"worker-{self.spec.worker}" + ("" if i == 0 else f"+{i}") for i in range(self.spec.ahead + 1)]
-        others = [address for i, address in enumerate(shards) if i != self.spec.shard]
-        self._pulses = [
-            Pulse(self.spec.security, [office], "alive", {"workers": names}, self._cut_off),
-            Pulse(self.spec.security, others, "statistics", {}, self._cut_off),
-        ]
-        for pulse in self._pulses:
-            pulse.start()
         for number, (name, replica) in enumerate(zip(names, self._replicas, strict=True)):
             thread = threading.Thread(
                 target=self._seat, args=(name, number > 0, replica, generation, shards, office), name=name, daemon=True
             )
             thread.start()
+
+    def _begin_pulses(self, generation: int, shards: list[str], office: str, names: list[str]) -> None:
+        """Ask the other shards whether they are there, and tell the office that these seats are, and who is silent."""
+        spec, others = self.spec, [address for i, address in enumerate(shards) if i != self.spec.shard]
+        peers = Pulse(spec.security, others, "statistics", self._cut_off)
+        mine = {"process": spec.name, "generation": generation, "works": bool(names)}
+
+        def told() -> dict[str, object]:
+            return {**mine, "places": [*names, f"rank {spec.name}"], "unreachable": peers.silent}
+
+        def heard(answer: dict[str, Any]) -> None:
+            with self._lock:
+                steppers = [line.stepper for line in self._lines if line.stepper is not None]
+            for stepper in steppers:
+                if stepper.generation == generation:
+                    stepper.give_up(answer["lost"])
+
+        self._pulses = [Pulse(spec.security, [office], "alive", self._cut_off, told, heard), peers]
+        for pulse in self._pulses:
+            pulse.start()
 
     def hold(self) -> None:
         """Blocks until `end`: whoever waits for its answer learns when the process dies."""
@@ -170,10 +206,10 @@ class Node:
         spec, width = self.spec, replica.layout.width
         ways: list[ShardWay] = []
         for number, address in enumerate(shards):
-            if number != spec.shard and not answers(spec.security, address, "statistics"):
+            if number != spec.shard and asked(spec.security, address, "statistics") is None:
                 raise PeerLost(f"shard {number} at {address} does not answer")
         far = RemoteOffice(spec.security, office, name, ahead, generation, replica.statistics)
-        with self._open(far, ways):
+        with self._open(Line(far, ways)):
             for number, address in enumerate(shards):
                 if number == spec.shard and self._desk is not None:
                     ways.append(NearShard(self._desk, generation))
@@ -185,22 +221,22 @@ class Node:
             work(name, far, route, replica, Turn(spec.slow, self._turn, busy=self._busy))
 
     @contextlib.contextmanager
-    def _open(self, far: RemoteOffice | RemoteRank, ways: list[ShardWay]) -> Iterator[None]:
-        """While a seat or rank talks to the office over `far` and to shards over `ways`: an error of its own is told to
-        the office, and all is closed at the end."""
+    def _open(self, line: Line) -> Iterator[None]:
+        """While a seat or rank talks over a line: an error of its own is told to the office, and all is closed at the
+        end."""
         with self._lock:
-            self._lines.append((far, ways))
+            self._lines.append(line)
         try:
             yield
         except (Stopped, Superseded, PeerLost):
             raise
         except BaseException as error:
-            far.fail(error)
+            line.office.fail(error)
             raise Stopped from error
         finally:
             with self._lock:
-                self._lines = [line for line in self._lines if line[0] is not far]
-            _close(far, ways)
+                self._lines.remove(line)
+            line.close()
 
     def _rank(self, generation: int, office: str, meeting: tuple[str, int]) -> None:
         """The process's life in steps of one generation."""
@@ -215,7 +251,7 @@ class Node:
                 works = spec.worker is not None
                 turn = Turn(spec.slow)
                 stepper = Stepper(where, self._desk, replica, works, spec.shards, dense, exchange, generation, turn)
-                with self._open(far, []):
+                with self._open(Line(far, [], stepper)):
                     stepper.run(far)
             self._ended.wait(_AGAIN)
 
@@ -223,11 +259,5 @@ class Node:
         """The coordinator or a shard is silent: break off what the seats are doing, so that they try anew."""
         with self._lock:
             lines = list(self._lines)
-        for far, ways in lines:
-            _close(far, ways)
-
-
-def _close(far: RemoteOffice | RemoteRank, ways: list[ShardWay]) -> None:
-    far.close()
-    for way in ways:
-        way.close()
+        for line in lines:
+            line.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ import pyarrow.flight as fl
 import torch
 
 from paceline.cluster.lockstep import Lockstep, Member, Result, read_result
+from paceline.cluster.reach import GRACE, Reach
 from paceline.cluster.remote import write_lease, write_order
 from paceline.cluster.traffic import Traffic
-from paceline.errors import LossError, TrainingError
+from paceline.errors import ClusterLost, LossError, TrainingError
 from paceline.exchange import wire
 from paceline.exchange.desk import Superseded
 from paceline.exchange.pulse import SILENCE
@@ -25,6 +26,11 @@ from paceline.runtimes.coordinator import Coordinator, Lease, Stopped
 from paceline.runtimes.statistics import Statistics
 
 _FAREWELL = 30.0  # seconds that workers have to leave a finished day
+
+
+def process_of(worker: str) -> str:
+    """Seats of one process are called worker-2, worker-2+1, ...: the first of them."""
+    return worker.split("+")[0]
 
 
 class Place:
@@ -40,6 +46,7 @@ class Place:
         self.ahead = opened.get("ahead", False)
         self.member = Member(opened["rank"], opened["shard"], opened["worker"]) if "rank" in opened else None
         self.name = f"rank {opened['rank']}" if self.member is not None else opened["worker"]
+        self.process = process_of(self.worker or "")  # the worker without the number of its lease
         self.day = 0  # the last one that is over for it
         self.heard = time.monotonic()
 
@@ -63,16 +70,20 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         self._places: dict[str, Place] = {}
         self._seated: set[str] = set()  # workers that have joined to lease and push
         self._lockstep = Lockstep(0)
+        self._away: set[str] = set()  # workers that are to leave
+        self._reach = Reach(())
         self.traffic: Traffic | None = None
+        self.note: Callable[[str], None] = lambda _: None  # what a person should know
 
     # --- the coordinator's side ---------------------------------------------------------------------------------
 
-    def begin(self, generation: int, shards: int = 0) -> None:
+    def begin(self, generation: int, shards: int = 0, addresses: Sequence[str] = ()) -> None:
         """Whoever is of an older generation is sent away. shards: with at least two processes, paces in which every
-        update needs every gradient go in steps; 0: no steps."""
+        update needs every gradient go in steps; 0: no steps. addresses: of the shards."""
         with self._changed:
             self.generation, self._open, self._coordinator = generation, False, None
             self._lockstep = Lockstep(shards)
+            self._reach = Reach(addresses)
             self._seated = set()
             self._changed.notify_all()
 
@@ -103,10 +114,23 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         with self._changed:
             return sorted(place.worker for place in self._places.values() if place.member is None)
 
-    def wait_for_workers(self, count: int, seconds: float) -> bool:
-        """Whether so many are connected, after at most `seconds`."""
+    def staff(self, away: set[str]) -> tuple[list[str], list[str]]:
+        """The workers in `away` are to leave: they finish what they compute, and get nothing more. Returns (workers
+        that have all their connections, those of `away` that still have one)."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._seats() >= count, seconds)
+            self._away = away
+            self._lockstep.dismiss(away, self._coordinator)
+            self._changed.notify_all()
+            places = [place for place in self._places.values() if place.generation == self.generation]
+            here = {place.process for place in places if place.member is None and not place.ahead}
+            if self._lockstep.shards:
+                here &= {place.process for place in places if place.member is not None}
+            return sorted(here - away), sorted(away & {place.process for place in places})
+
+    def wait_for_workers(self, count: int, seconds: float) -> bool:
+        """Whether so many are connected, or cannot reach all shards, after at most `seconds`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._seats() + self._reach.idle() >= count, seconds)
 
     def _seats(self) -> int:
         return sum(place.member is None and not place.ahead for place in self._places.values())
@@ -117,25 +141,40 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         silent = time.monotonic() - SILENCE
         with self._changed:
             places = list(self._places.values())
-            gone = [p for p in places if p.context.is_cancelled() or (p.member is None and p.heard < silent)]
+            gone = [p for p in places if p.context.is_cancelled() or p.heard < silent]
             coordinator = self._coordinator
-            if coordinator is not None and self._collective(coordinator):
+            if coordinator is not None:
+                everybody = self._collective(coordinator)
                 for worker in [w for w in self._seated if coordinator.is_waiting(w)]:
-                    self._unseat(coordinator, worker)
+                    if everybody or process_of(worker) in self._away:
+                        self._unseat(coordinator, worker)
             self._advance()
+            news = [said for said in (self._reach.news(), self._lockstep.news()) if said is not None]
         for place in gone:
             self._leave(place)
+        for said in news:
+            self.note(said)
+
+    def stuck(self, at_once: bool = False) -> ClusterLost | None:
+        """Why nobody can work, if that has been so for a while, or is so now."""
+        with self._changed:
+            return self._reach.stuck(0.0 if at_once else GRACE)
 
     def _collective(self, coordinator: Coordinator) -> bool:
         """Whether it is time for steps that all take part in."""
-        return self._lockstep.shards > 0 and coordinator.machine.pace.collective and len(self._lockstep.members) > 1
+        lockstep = self._lockstep
+        wanted = lockstep.shards > 0 and coordinator.machine.pace.collective and len(lockstep.members) > 1
+        return wanted and not lockstep.over and not self._reach.apart()
 
     def _advance(self) -> None:
         coordinator = self._coordinator
         if coordinator is None or self._seated or not self._lockstep.members:
             return
-        # Asked once the last step is counted: an autopilot may switch over its gradients.
-        if self._lockstep.advance(coordinator, lambda: self._open and self._collective(coordinator), self.traffic):
+
+        def wanted() -> bool:  # asked once the last step is counted: an autopilot may switch over its gradients
+            return self._open and self._collective(coordinator)
+
+        if self._lockstep.advance(coordinator, wanted, self.traffic, self._away):
             self._changed.notify_all()
         elif not self._lockstep.stepping:
             self._changed.notify_all()  # seats may be waiting for that
@@ -149,23 +188,29 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
     # --- the workers' side --------------------------------------------------------------------------------------
 
     def do_action(self, context: Any, action: Any) -> Iterator[Any]:
-        """`alive`, with {"workers": [names]}: they still are."""
+        """`alive`, with {"process": name, "generation": G, "works": whether it has a worker, "places": [names of its
+        seats and rank], "unreachable": [addresses of shards]}: they still are. Gives {"lost": group}: steps in groups
+        up to that number will not end."""
         if action.type != "alive":
             raise fl.FlightServerError(f"no action {action.type!r}; there is alive")
         asked = json.loads(action.body.to_pybytes())
         self._security.check(asked)
         with self._changed:
-            for worker in asked["workers"]:
-                if worker in self._places:
-                    self._places[worker].heard = time.monotonic()
-        yield fl.Result(b"{}")
+            ours = asked["generation"] == self.generation
+            for name in asked["places"] if ours else ():
+                if name in self._places:
+                    self._places[name].heard = time.monotonic()
+            if ours and self._reach.hear(asked["process"], asked["works"], asked["unreachable"]):
+                self._changed.notify_all()
+            lost = self._lockstep.lost if ours else 0
+        yield fl.Result(json.dumps({"lost": lost}).encode())
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         opened = json.loads(descriptor.command)
         self._security.check(opened)
         place = Place(opened, context)
         with self._changed:
-            if place.generation != self.generation:
+            if place.generation != self.generation or place.process in self._away:
                 raise fl.FlightServerError("superseded")
             before = self._places.get(place.name)
         if before is not None:
@@ -175,8 +220,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             if place.member is not None:
                 self._lockstep.members[place.member.name] = place.member
             self._changed.notify_all()
-        writer.begin(wire.SCHEMA)
-        try:
+        try:  # to the end: the context of a place is gone, and may not be asked, once this returns
+            writer.begin(wire.SCHEMA)
             while True:
                 try:
                     chunk = reader.read_chunk()
@@ -212,8 +257,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             coordinator.fail(made)
             raise Stopped
         if self.traffic is not None:
-            self.traffic.add(int(place.worker.split("+")[0].removeprefix("worker-")), head["carried"])
-            self.traffic.busy[place.worker.split("+")[0]] = head["busy"]
+            self.traffic.add(int(place.process.removeprefix("worker-")), head["carried"])
+            self.traffic.busy[place.process] = head["busy"]
         lease = Lease(head["gradient"], head["token"], head["version"], _NO_BATCH, head["attempt"])
         statistics = torch.from_numpy(wire.unpack(data, 0, np.float32).copy())
         coordinator.push(place.worker, lease, head["loss"], head["norm"], statistics, head["seconds"])
@@ -228,9 +273,11 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         assert member is not None
         with self._changed:
             self._check(place)
-            member.result = result
+            self._lockstep.bring(member, result)
             self._advance()
             while member.order is None:
+                if self._lockstep.members.get(member.name) is not member:
+                    raise Superseded  # it was to leave
                 self._changed.wait()
                 self._check(place)
             order, member.order = member.order, None
@@ -262,6 +309,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         with self._changed:
             while True:
                 self._check(place)
+                if place.process in self._away:
+                    raise Superseded
                 coordinator, statistics = self._coordinator, self._statistics
                 if place.day < self._day and coordinator is not None and statistics is not None:
                     if coordinator.failure is not None:
@@ -296,6 +345,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
                 self._unseat(coordinator, place.worker)
             if statistics is not None and place.member is None:
                 statistics.forget(place.worker)
+            if self.traffic is not None and place.process in self._away:
+                self.traffic.forget(place.process)
             self._changed.notify_all()
 
 

@@ -16,7 +16,7 @@ import ray
 import ray.exceptions
 import ray.util
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from paceline.cluster.chief import Chief
 from paceline.cluster.node import Node
@@ -25,7 +25,9 @@ from paceline.clusterconfig import ClusterConfig
 from paceline.errors import ConfigError, TrainingError
 from paceline.exchange.security import Security
 
-_PATIENCE = 120.0  # seconds for a process to start
+_PATIENCE = 120.0  # seconds for the first processes to find a place
+_ROOM = 3.0  # seconds in which Ray finds room on a machine that has it
+SLOW = ray.exceptions.GetTimeoutError
 GONE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError)
 
 
@@ -65,6 +67,10 @@ class Cluster:
         self._config, self._specs, self._chief = config, nodes, chief
         self._own = False
         self._group: PlacementGroup | None = None
+        self._rooms: dict[str, tuple[PlacementGroup | None, int]] = {}  # by process: a group and its bundle there
+        self._leaving: dict[str, Placed] = {}
+        self._hired: dict[str, NodeSpec] = {}
+        self._elsewhere: dict[str, str] = {}  # Ray nodes of processes that were placed anew
         self.nodes: dict[str, Placed] = {}
         self.chief: Placed | None = None
 
@@ -79,10 +85,10 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(Exception):
-            for placed in (*self.nodes.values(), *([self.chief] if self.chief else [])):
+            for placed in (*self.nodes.values(), *self._leaving.values(), *([self.chief] if self.chief else [])):
                 ray.kill(placed.actor)
-            if self._group is not None:
-                remove_placement_group(self._group)
+            for group in {id(g): g for g in (self._group, *(g for g, _ in self._rooms.values())) if g}.values():
+                remove_placement_group(group)
         if self._own:
             ray.shutdown()
 
@@ -110,11 +116,16 @@ class Cluster:
             ) from error
         self._own = True
 
-    def _bundles(self) -> list[dict[str, float]]:
+    @property
+    def needs(self) -> dict[str, float]:
+        """What Ray reserves for each process but the coordinator."""
         each = {"CPU": self._config.resources.cpus}
         if self._config.resources.gpus:
             each["GPU"] = self._config.resources.gpus
-        return [{"CPU": 1}, *(dict(each) for _ in self._specs)]
+        return each
+
+    def _bundles(self) -> list[dict[str, float]]:
+        return [{"CPU": 1}, *(self.needs for _ in self._specs)]
 
     def _place(self) -> None:
         bundles = self._bundles()
@@ -127,18 +138,79 @@ class Cluster:
                 f"cluster: {len(bundles)} processes need {needed}, the Ray cluster has {there}; lower cluster.nodes or"
                 " cluster.resources, or add machines"
             )
-        self.chief = self._start("coordinator", 0, ChiefActor, self._chief)
-        for i, spec in enumerate(self._specs, 1):
-            self.nodes[spec.name] = self._start(spec.name, i, NodeActor, (spec,))
+        names = ["coordinator", *(spec.name for spec in self._specs)]
+        self._rooms = {name: (self._group, bundle) for bundle, name in enumerate(names)}
+        self.chief = self._start("coordinator", {"CPU": 1}, ChiefActor, self._chief)
+        for spec in self._specs:
+            self.hire(spec)
 
-    def _start(self, name: str, bundle: int, kind: type, arguments: tuple[Any, ...]) -> Placed:
-        assert self._group is not None
-        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
-        needs = self._bundles()[bundle]
-        options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "scheduling_strategy": strategy}
+    def reserve(self, name: str) -> None:
+        """Ask for room for one more process. Who had some from the start has it still; on a Ray of its own, where
+        processes may be more than cores, there always is."""
+        if name not in self._rooms:
+            local = self._config.address == "local" or not any(self.needs.values())
+            self._rooms[name] = (None if local else placement_group([self.needs]), 0)
+
+    def has_room(self, name: str) -> bool:
+        """Whether Ray has found the room that was asked for."""
+        group, _ = self._rooms[name]
+        return group is None or group.wait(0)
+
+    def hire(self, spec: NodeSpec) -> None:
+        """Start a process in its room."""
+        self._hired[spec.name] = spec
+        self.nodes[spec.name] = self._start(spec.name, self.needs, NodeActor, (spec,))
+
+    def dismiss(self, name: str) -> None:
+        """A process is not one of the job any more; it lives until `end`."""
+        self._leaving[name] = self.nodes.pop(name)
+
+    def end(self, name: str) -> None:
+        """End a process that was dismissed, or that never started, for good."""
+        if name in self._leaving:
+            ray.kill(self._leaving.pop(name).actor)
+        group, _ = self._rooms[name]
+        if group is not self._group or group is None:
+            del self._rooms[name]
+            if group is not None:
+                remove_placement_group(group)
+
+    def _start(self, name: str, needs: dict[str, float], kind: type, arguments: tuple[Any, ...]) -> Placed:
+        group, bundle = self._rooms[name]
+        options: dict[str, Any] = {"num_cpus": 0}
+        if group is not None:
+            strategy: Any = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+            if name in self._elsewhere:
+                strategy = NodeAffinitySchedulingStrategy(self._elsewhere[name], soft=True)
+            options = {"num_cpus": needs["CPU"], "num_gpus": needs.get("GPU", 0), "scheduling_strategy": strategy}
         options |= {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": 16}
         actor: Any = ray.remote(kind).options(**options).remote(self._config.address == "local", *arguments)
         return Placed(name, actor, actor.hold.remote())
+
+    def move(self, name: str, away: str, first: str) -> str | None:
+        """Place a process anew on another machine than `away`, on `first` if that has room: which one it is, or None
+        if none has room. The old process is ended, as soon as it can be reached."""
+        machines: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        needs = {"CPU": 1.0} if name == "coordinator" else self.needs
+        for machine in sorted(machines, key=lambda m: m["NodeManagerAddress"] != first):
+            address = machine["NodeManagerAddress"]
+            if address == away or not _has_room(needs, address):
+                continue
+            self._elsewhere[name] = machine["NodeID"]
+            if name == "coordinator":
+                assert self.chief is not None
+                ray.kill(self.chief.actor)
+                self.chief = self._start(name, needs, ChiefActor, self._chief)
+            else:
+                ray.kill(self.nodes[name].actor)
+                self.nodes[name] = self._start(name, needs, NodeActor, (self._hired[name],))
+            return str(address)
+        return None
+
+    def has_place(self) -> bool:
+        """Whether there is a machine for every process; if one is lost, Ray looks for another."""
+        assert self._group is not None
+        return bool(ray.util.placement_group_table(self._group)["state"] == "CREATED")
 
     def again(self, name: str) -> Placed:
         """The actor after Ray has started its process again."""
@@ -173,16 +245,21 @@ def watch_again(cluster: Cluster) -> None:
             cluster.again(name)
 
 
-def insist(ask: Callable[[], Any], what: str) -> Any:
-    """The answer of an actor whose process may just be starting again."""
-    until = time.monotonic() + _PATIENCE
+def insist(ask: Callable[[], Any], patience: float, waiting: Callable[[], None]) -> Any:
+    """The answer of an actor whose process may just be starting again, or on a machine that Ray has not yet found lost.
+    waiting: called every second without an answer. Raises TrainingError after `patience` seconds."""
+    until = time.monotonic() + patience
+    asked = ask()
     while True:
         try:
-            return ray.get(ask(), timeout=max(until - time.monotonic(), 1.0))
-        except GONE as error:
-            if time.monotonic() > until:
-                raise TrainingError(f"{what} did not start within {_PATIENCE:g} seconds: {error}") from error
+            return ray.get(asked, timeout=1.0)
+        except ray.exceptions.GetTimeoutError:
+            waiting()
+        except GONE:
             time.sleep(0.1)
+            asked = ask()
+        if time.monotonic() > until:
+            raise TrainingError("no answer")
 
 
 def finished(references: list[Any], seconds: float) -> list[Any]:
@@ -191,6 +268,15 @@ def finished(references: list[Any], seconds: float) -> list[Any]:
     return list(ready)
 
 
-def answer(reference: Any) -> Any:
-    """What a call returned. Raises one of GONE if its process died."""
-    return ray.get(reference)
+def answer(reference: Any, seconds: float | None = None) -> Any:
+    """What a call returned. Raises one of GONE if its process died, or has not answered after so long."""
+    return ray.get(reference, timeout=seconds)
+
+
+def _has_room(needs: dict[str, float], address: str) -> bool:
+    """Whether a machine has room for one more process."""
+    group = placement_group([{**needs, f"node:{address}": 0.001}])
+    try:
+        return bool(group.wait(_ROOM))
+    finally:
+        remove_placement_group(group)

@@ -79,7 +79,7 @@ class RemoteRank:
         told = None
         if result.statistics is not None:
             told = {"loss": result.loss, "norm": result.norm, "seconds": result.seconds}
-        head = {"op": "step", "result": told, "broken": result.broken, "sent": result.sent}
+        head = {"op": "step", "result": told, "broken": result.broken, "sent": result.sent, "why": result.why}
         arrays = [] if result.statistics is None else [result.statistics.detach().numpy()]
         self._stream.send({**head, "predicted": result.predicted}, arrays)
         try:

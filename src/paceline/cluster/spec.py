@@ -38,9 +38,14 @@ class NodeSpec:
         return JobConfig.model_validate(yaml.safe_load(self.config))
 
 
+def helper_name(number: int) -> str:
+    """What the process with a worker only, number `number` of them, is called."""
+    return f"helper-{number}"
+
+
 def roles(nodes: int, servers: int, workers: int) -> list[tuple[str, int | None, int | None]]:
     """(name, shard, worker) of every process: nodes have both, then come those with a shard only, then those with a
     worker only."""
     found: list[tuple[str, int | None, int | None]] = [(f"node-{i}", i, i) for i in range(nodes)]
     found += [(f"server-{i}", nodes + i, None) for i in range(servers)]
-    return found + [(f"helper-{i}", None, nodes + i) for i in range(workers)]
+    return found + [(helper_name(i), None, nodes + i) for i in range(workers)]

@@ -62,11 +62,17 @@ class Stepper:
         turn: Turn,
     ) -> None:
         self._meeting, self._desk, self._replica, self._works = meeting, desk, replica, works
-        self._shards, self._dense, self._exchange, self._generation = shards, dense, exchange, generation
+        self._shards, self._dense, self._exchange, self.generation = shards, dense, exchange, generation
         self._turn = turn  # held while a gradient of a step is computed
         self._group: Group | None = None
         self._number = -1
         self._engine: Collective | None = None
+        self._lost = 0
+
+    def give_up(self, number: int | None = None) -> None:
+        """Groups up to `number` (None: the present one) will finish no step any more, whatever they wait for. May be
+        called from any thread."""
+        self._lost = max(self._lost, self._number if number is None else number)
 
     def run(self, office: RemoteRank) -> None:
         """Step after step, until the office has no order for this process any more (Stopped)."""
@@ -80,16 +86,16 @@ class Stepper:
                     result = self._step(order)
                 except LossError:
                     raise
-                except TrainingError:  # somebody was lost; the office knows, or will
+                except TrainingError as error:  # somebody was lost; the office knows, or will
                     self._leave_group()
-                    result = Result(broken=True)
+                    result = Result(broken=True, why=str(error).split("\n")[0])
         finally:
             self._leave_group()
 
     def _step(self, order: Order) -> Result:
         engine = self._engine if order.group == self._number and self._engine is not None else self._join(order)
         if self._desk is not None:
-            self._desk.await_version(self._generation, order.version)
+            self._desk.await_version(self.generation, order.version)
         self._replica.turn = self._turn
         try:
             found = engine.step(None if order.lease is None else self._replica.taught(order.lease))
@@ -105,16 +111,17 @@ class Stepper:
     def _join(self, order: Order) -> Collective:
         """Form the order's group with the others."""
         self._leave_group()
-        replica, meeting = self._replica, self._meeting
+        replica, meeting, self._number = self._replica, self._meeting, order.group
         name, size = f"{meeting.name}-{order.group}", len(order.names)
         group = connect(meeting.host, meeting.port, name, order.rank, size, TIMEOUT, meeting.address)
+        group.lost = lambda: order.group <= self._lost
         roles = Roles(tuple(range(self._shards)), order.workers)
         plan = make_plan(replica.model, replica.layout, self._dense, roles, Load(*order.load), self._exchange)
+        self._group = group
         _agree(group, plan)
         home = None if self._desk is None else self._desk.home
         worker = replica if self._works else None
         self._engine = Collective(group, plan, replica.model, replica.layout, home, worker)
-        self._group, self._number = group, order.group
         return self._engine
 
     def _leave_group(self) -> None:

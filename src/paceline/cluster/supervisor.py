@@ -7,18 +7,24 @@ import json
 import os
 import secrets
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paceline.cluster.spec import NodeSpec, roles
+from paceline.cluster.spec import NodeSpec, helper_name, roles
+from paceline.cluster.staff import Staff
 from paceline.clusterconfig import ClusterConfig
 from paceline.config import JobConfig
-from paceline.errors import ConfigError, RunDirError, TrainingError
+from paceline.errors import ConfigError, RunDirError, RunDirInUse, TrainingError
 from paceline.exchange.security import Security
 from paceline.rundir import PROCESSES, replace_text
 from paceline.watcher import Silent, Watcher
 
-_GIVE_UP = 8  # generations in a row that did not get further than one before them
+_GIVE_UP = 8  # generations in a row that did not get further than one before them, since something died
+_TWICE = 2  # generations in a row that a process could not be reached in, until it is placed anew
+_ANSWER = 10.0  # seconds in which the coordinator answers
+_START = 30.0  # seconds in which a process starts
 
 
 def train_on_cluster(
@@ -40,28 +46,34 @@ def train_on_cluster(
     security = read_security(config.cluster, base)
     _check_inject(config)
     written = config.to_yaml()
-    specs = [
-        NodeSpec(
+    cluster = config.cluster
+
+    def spec(name: str, shard: int | None, worker: int | None) -> NodeSpec:
+        return NodeSpec(
             name,
             written,
-            config.cluster.shards,
+            cluster.shards,
             shard,
             worker,
-            config.cluster.ahead,
-            config.cluster.rows == "bf16",
+            cluster.ahead,
+            cluster.rows == "bf16",
             next((i.factor or 1.0 for i in config.inject if i.slow == f"worker-{worker}"), 1.0),
             security,
-            config.cluster.steps or "auto",
+            cluster.steps or "auto",
         )
-        for name, shard, worker in roles(config.cluster.nodes, config.cluster.servers, config.cluster.workers)
-    ]
+
+    specs = [spec(*role) for role in roles(cluster.nodes, cluster.servers, cluster.workers)]
     if security.token is not None and config.cluster.steps is not None:
         (watcher or Silent()).note(
             "collectives ask nobody for the token: with strangers in the network, set cluster.exchange=push_pull"
         )
     chief = (written, str(base), str(run_dir.absolute()), security)
-    with placing.Cluster(config.cluster, specs, chief) as cluster:
-        return _Supervisor(config, run_dir, specs, cluster, placing, watcher or Silent(), resume).run()
+    with placing.Cluster(cluster, list(specs), chief) as actors:
+        note = (watcher or Silent()).note
+        staff = Staff(
+            run_dir, specs, lambda k: spec(helper_name(k), None, cluster.nodes + k), actors, placing, note
+        )  # fmt: skip
+        return _Supervisor(config, run_dir, specs, actors, placing, watcher or Silent(), resume, staff).run()
 
 
 def read_security(config: ClusterConfig, base: Path) -> Security:
@@ -105,21 +117,34 @@ class _Supervisor:
 
     def __init__(
         self, config: JobConfig, run_dir: Path, specs: list[NodeSpec], cluster: Any, placing: Any, watcher: Watcher,
-        resume: bool,
+        resume: bool, staff: Staff,
     ) -> None:  # fmt: skip
         self._config, self._run_dir = config, run_dir
         self._specs, self._cluster, self._ray = specs, cluster, placing
+        self._staff = staff
         self._office, self._shards = "", list[str]()
+        self._addresses: dict[str, str] = {}  # of the coordinator's service and the shards', by process
+        self._patience = 0.0 if config.cluster is None else config.cluster.patience
         self._meeting: tuple[str, int] | None = None
         self._watcher, self._resume = watcher, resume
         self._generation = int(time.time())  # above that of any earlier supervisor of the same processes
         self._lost_at: float | None = None
+        self._asked: Any = None  # the question for messages that has no answer yet
         self._losses, self._seconds = 0, 0.0  # generations that were lost, and what it took to go on
         self._fruitless, self._furthest = 0, -1
+        self._unreachable: Counter[str] = Counter()  # generations in a row in which a process could not be reached
+        self._told: set[str] = set()  # what was said since the run got further
         self._injected = [(i.kill, i.at) for i in config.inject if i.kill is not None and i.at is not None]
 
     def run(self) -> dict[str, Any]:
         """Generation by generation until the job has ended."""
+        self._staff.begin()
+        try:
+            return self._generations()
+        finally:
+            self._staff.end()
+
+    def _generations(self) -> dict[str, Any]:
         while True:
             self._generation += 1
             kind, value = self._one_generation()
@@ -129,29 +154,80 @@ class _Supervisor:
                 return found
             if kind == "interrupted":
                 raise KeyboardInterrupt(value)
-            if kind == "error":
+            # A coordinator that cannot be reached any more may hold the directory until it finds out itself.
+            held = isinstance(value, RunDirInUse) and self._losses > 0
+            if kind == "error" and not held:
                 raise value
+            why, unreachable = value if kind == "lost" else (str(value), ())
             self._lost_at = self._lost_at or time.time()
             self._losses += 1
-            self._fruitless += 1
+            self._fruitless += not unreachable and not held
             self._resume = True
-            self._watcher.note(f"{value}; going on from the last snapshot")
+            self._note(f"{why}; going on from the last snapshot")
             if self._fruitless >= _GIVE_UP:
-                raise TrainingError(f"{_GIVE_UP} times in a row something died before the run got any further: {value}")
+                raise TrainingError(f"{_GIVE_UP} times in a row something died before the run got any further: {why}")
+            if time.time() - self._lost_at > self._patience:
+                raise TrainingError(f"{why}, for {self._patience:g} seconds (cluster.patience); go on with --resume")
+            time.sleep(_ANSWER if held else 0)
+            self._place_anew([spec for spec in self._specs if self._addresses.get(spec.name) in unreachable])
+
+    def _place_anew(self, away: list[NodeSpec]) -> None:
+        """Processes that the others could not reach, again and again, go to machines with room; so does the coordinator
+        instead, if it is the one that reaches only few."""
+        names = [spec.name for spec in away]
+        if len(names) > 1 and len(self._shards) < 2 * len(names):
+            names = ["coordinator"]
+        self._unreachable = Counter({name: self._unreachable[name] + 1 for name in names})
+        for name in names:
+            if self._unreachable[name] < _TWICE:
+                continue
+            old = self._addresses[name].rpartition(":")[0]
+            moved = self._cluster.move(name, old, self._office.rpartition(":")[0])
+            if moved is not None:
+                del self._unreachable[name]
+                self._note(f"{name} cannot be reached at {old}: it is placed anew at {moved}")
+            else:
+                text = f"{name} cannot be reached at {old}, and no other machine has room for it: waiting until it can"
+                self._note(f"{text}, {self._patience:g} seconds at most (cluster.patience)")
+
+    def _insist(self, ask: Callable[[], Any], name: str) -> Any:
+        """The answer of a process, however long that takes; a person is told why."""
+        since = time.monotonic()
+
+        def waiting() -> None:
+            if time.monotonic() - since > _START:
+                found = "" if self._cluster.has_place() else "; Ray has no machine with room for it"
+                limit = f"{self._patience:g} seconds at most (cluster.patience)"
+                self._note(f"waiting for {name}, which does not answer{found}, {limit}")
+
+        try:
+            return self._ray.insist(ask, self._patience, waiting)
+        except TrainingError:
+            raise TrainingError(
+                f"{name} did not answer within {self._patience:g} seconds (cluster.patience); go on with --resume"
+            ) from None
+
+    def _note(self, text: str) -> None:
+        """Say it, once until the run gets further."""
+        if text not in self._told:
+            self._told.add(text)
+            self._watcher.note(text)
 
     def _one_generation(self) -> tuple[str, Any]:
-        insist, cluster = self._ray.insist, self._cluster
-        self._office, _ = insist(lambda: cluster.chief.actor.start.remote(), "the coordinator")
-        self._meeting = insist(lambda: cluster.chief.actor.meeting.remote(), "the coordinator")
-        self._shards = []
+        cluster = self._cluster
+        self._office, _ = self._insist(cluster.chief.actor.start.remote, "the coordinator")
+        self._meeting = self._insist(cluster.chief.actor.meeting.remote, "the coordinator")
+        self._shards, self._addresses = [], {"coordinator": self._office}
         for spec in self._specs:
-            address, _ = insist(lambda s=spec: cluster.nodes[s.name].actor.start.remote(), spec.name)
+            address, _ = self._insist(cluster.nodes[spec.name].actor.start.remote, spec.name)
             if spec.shard is not None:
                 self._shards.append(address)
+                self._addresses[spec.name] = address
         self._ray.watch_again(cluster)
         self._tell_processes()
         lost = (self._losses, self._seconds, self._lost_at)
-        run = cluster.chief.actor.run.remote(self._generation, self._shards, self._resume, lost)
+        workers = self._staff.workers
+        run = cluster.chief.actor.run.remote(self._generation, self._shards, self._resume, lost, workers)
         for spec in self._specs:
             cluster.nodes[spec.name].actor.begin.remote(self._generation, self._shards, self._office, self._meeting)
         returning: dict[str, Any] = {}
@@ -165,7 +241,7 @@ class _Supervisor:
 
     def _watch(self, run: Any, returning: dict[str, Any]) -> tuple[str, Any] | None:
         """What the coordinator's run has come to, if it has within a tenth of a second. returning: processes that were
-        lost in this generation, with the call that brings them back, if they can come back in it."""
+        lost or came in this generation, with the call that starts them, if they can be in it."""
         cluster, specs = self._cluster, {spec.name: spec for spec in self._specs}
         waiting = {placed.hold: name for name, placed in cluster.nodes.items() if name not in returning}
         ready = self._ray.finished([run, *waiting], 0.1)
@@ -174,7 +250,7 @@ class _Supervisor:
                 found: tuple[str, Any] = self._ray.answer(run)
                 return found
             except self._ray.GONE:
-                return "lost", "the coordinator died"
+                return "lost", ("the coordinator died", ())
         for name in [waiting[reference] for reference in ready]:
             returning[name] = None
             if specs[name].shard is not None:
@@ -193,6 +269,8 @@ class _Supervisor:
                 begin.remote(self._generation, self._shards, self._office, self._meeting)
                 del returning[name]
                 self._tell_processes()
+        if self._staff.tend(returning):
+            self._tell_processes()
         self._relay()
         return None
 
@@ -201,7 +279,7 @@ class _Supervisor:
         told = {}
         for placed in (self._cluster.chief, *self._cluster.nodes.values()):
             with contextlib.suppress(*self._ray.GONE):
-                address, pid = self._ray.answer(placed.actor.start.remote())
+                address, pid = self._ray.answer(placed.actor.start.remote(), _ANSWER)
                 told[placed.name] = {"address": address, "pid": pid}
         with contextlib.suppress(OSError):
             self._run_dir.mkdir(parents=True, exist_ok=True)
@@ -209,8 +287,13 @@ class _Supervisor:
 
     def _relay(self) -> None:
         """What the run says, to whoever watches."""
+        asked, self._asked = self._asked or self._cluster.chief.actor.messages.remote(), None
         try:
-            said = self._ray.answer(self._cluster.chief.actor.messages.remote())
+            said = self._ray.answer(asked, _ANSWER)
+        except self._ray.SLOW:
+            self._asked = asked  # an answer that comes later is not lost
+            self._note("the coordinator does not answer; waiting until it does, or Ray finds its machine lost")
+            return
         except self._ray.GONE:
             return
         for what, values in said:
@@ -223,6 +306,8 @@ class _Supervisor:
                     self._injected = [(name, at) for name, at in self._injected if at > rows]
                 if rows > self._furthest:
                     self._furthest, self._fruitless = rows, 0
+                    self._unreachable.clear()
+                    self._told.clear()
                 self._kill_as_asked(rows)
             getattr(self._watcher, what)(*values)
 

@@ -14,6 +14,7 @@ class Traffic:
 
     def __init__(self, slices: list[int], width: int, nodes: int, workers: int, value: int) -> None:
         self._slices, self._width, self._nodes, self._workers, self._value = slices, width, nodes, workers, value
+        self._before, self._since = 0, 0  # updates times workers until the number of these changed, and updates then
         self._lock = threading.Lock()
         self._measured: dict[str, float] = {}
         self._predicted: dict[str, float] = {}
@@ -40,10 +41,20 @@ class Traffic:
                 for kind, count in more.items():
                     total[kind] = total.get(kind, 0) + count
 
+    def staff(self, workers: int, updates: int) -> None:
+        """There are so many workers after `updates` updates."""
+        with self._lock:
+            self._before += (updates - self._since) * self._workers
+            self._since, self._workers = updates, workers
+
+    def forget(self, worker: str) -> None:
+        """It is gone; what it sent counts."""
+        self.busy.pop(worker, None)
+
     def per_update(self, updates: int) -> dict[str, Any]:
         """Bytes of a worker and update, by kind, measured and predicted."""
-        share = max(updates, 1) * self._workers
         with self._lock:
+            share = max(self._before + (updates - self._since) * self._workers, self._workers)
             return {
                 "bytes_predicted": {kind: round(count / share, 1) for kind, count in self._predicted.items()},
                 "busy_share": round(sum(self.busy.values()) / len(self.busy), 5) if self.busy else None,

@@ -7,8 +7,9 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from paceline.exchange.shards import FarShard, PeerLost, Stream
 from paceline.pace import Apply
 
 Answer = dict[str, Any]
+_LOOK = 0.5  # seconds
 
 
 class OrderLine:
@@ -95,6 +97,20 @@ def call(security: Security, address: str, action: str, **asked: Any) -> Answer:
     return found
 
 
+def _in_thread(function: Callable[[], Answer]) -> Future[Answer]:
+    """What a function returns, some time. Nobody has to wait for its thread."""
+    future: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # raised by who asks the future
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
 def told_error(told: dict[str, str]) -> PacelineError:
     """The error of another process, from what `tell_error` made of it."""
     kinds: dict[str, type[PacelineError]] = {kind.__name__: kind for kind in (LossError, RunDirError, StorageError)}
@@ -118,7 +134,9 @@ class FarShards:
     """A `paceline.runtimes.body.Store` of shards in other processes. slices: how many dense parameters each holds, in
     the order of the flat vector; width: weights of a row.
 
-    failure: what a shard that does not obey any more gave as a reason; on_failure is told of it as well.
+    failure: what a shard that does not obey any more gave as a reason, or that it is silent; on_failure is told of it
+    as well. From `connect` to `close` every shard is asked whether it is there: if one is silent, everything that waits
+    for any of them fails.
     """
 
     def __init__(
@@ -132,14 +150,18 @@ class FarShards:
         self.version = 0  # that was ordered
         self._norms: deque[list[Future[Answer]]] = deque()
         self._last: list[Future[Answer]] = []
-        self._routes: list[ShardedRoute] = []  # that nobody uses now
+        self._routes: list[ShardedRoute] = []
+        self._free: list[ShardedRoute] = []  # those of them that nobody uses now
         self._lock = threading.Lock()
+        self._pulse = Pulse(security, self._addresses, "statistics", self._silent)
 
     def connect(self, snapshot: str | None) -> None:
         """Give every shard the state of a snapshot's folder, or a fresh one, and begin the generation."""
+        self._pulse.start()
         answers = self._everywhere("reset", snapshot=snapshot)
         self.version = int(answers[0]["version"])
         self.lines = [OrderLine(self._security, a, self._generation, self._fail) for a in self._addresses]
+        self._check()
 
     def write(self, folder: str) -> list[Answer]:
         """Have the copies that were ordered written under `folder`; what each shard says of it."""
@@ -147,16 +169,19 @@ class FarShards:
 
     def _everywhere(self, action: str, **asked: Any) -> list[Answer]:
         """What each shard answers to an action. Raises the error of the first that failed."""
-
-        def one(address: str) -> Answer:
-            return call(self._security, address, action, generation=self._generation, **asked)
-
-        with ThreadPoolExecutor(len(self._addresses)) as pool:
-            answers = list(pool.map(one, self._addresses))
+        asked |= {"generation": self._generation}
+        futures = [_in_thread(partial(call, self._security, a, action, **asked)) for a in self._addresses]
+        while not wait(futures, _LOOK).done >= set(futures):
+            self._check()
+        answers = [future.result() for future in futures]
         for answer in answers:
             if "failed" in answer:
                 raise told_error(answer["failed"])
         return answers
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
     def _fail(self, error: BaseException) -> None:
         self.failure = self.failure or error
@@ -210,32 +235,41 @@ class FarShards:
         with self._route() as route:
             route.read_dense(into)
 
-    def pulse(self, gone: Callable[[str], None]) -> Pulse:
-        """Begin to ask every shard whether it is there; `gone` is called with the address of a silent one."""
-        pulse = Pulse(self._security, self._addresses, "statistics", {}, gone)
-        pulse.start()
-        return pulse
-
     def close(self) -> None:
         """Break off all streams."""
+        self._pulse.stop()
+        self._break_off()
+
+    def _silent(self, address: str) -> None:
+        self._fail(ClusterLost(f"the shard at {address} is silent", (address,)))
+        self._break_off()
+
+    def _break_off(self) -> None:
+        with self._lock:
+            routes = list(self._routes)
         for line in self.lines:
             line.close()
-        for route in self._routes:
+        for route in routes:
             route.close()
 
     @contextmanager
     def _route(self) -> Iterator[ShardedRoute]:
         """One that nobody else uses meanwhile: threads come and go with every evaluation, streams need not."""
         with self._lock:
-            route = self._routes.pop() if self._routes else None
+            route = self._free.pop() if self._free else None
         if route is None:
+            self._check()
             ways = [FarShard(self._security, a, self._generation, self._width, False) for a in self._addresses]
             route = ShardedRoute(ways, self._slices, self._width)
+            with self._lock:
+                self._routes.append(route)
         try:
             with _lost_as_such():
                 yield route
         except BaseException:
             route.close()  # an answer may be under way that the next one would take for its own
+            with self._lock:
+                self._routes.remove(route)
             raise
         with self._lock:
-            self._routes.append(route)
+            self._free.append(route)

@@ -6,8 +6,9 @@ ranks, so that a result does not depend on who was first; these are the bytes of
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, final
 
@@ -20,6 +21,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore  # torch.distribute
 
 from paceline.errors import TrainingError
 
+_LOOK = timedelta(seconds=0.5)  # how often a waiting rank looks whether it is still worth it
 Pieces = Mapping[str, Mapping[int, Tensor]]
 Bytes8 = npt.NDArray[np.uint8]
 
@@ -54,7 +56,9 @@ def connect(
 
 @final
 class Group:
-    """Rank `rank` of `size` processes. `ids`, `values`: bytes sent to other ranks so far, by kind.
+    """Rank `rank` of `size` processes. `ids`, `values`: bytes sent to other ranks so far, by kind. `lost`: asked while
+    the rank waits; once it says so, the exchange fails. It is for whoever knows that another rank is gone: one whose
+    packets vanish breaks no connection, and would be waited for until the timeout.
 
     Not thread-safe. After an error the group is of no use: close it and connect another.
     """
@@ -63,7 +67,9 @@ class Group:
         self.rank, self.size = rank, size
         self.ids: Counter[str] = Counter()
         self.values: Counter[str] = Counter()
+        self.lost: Callable[[], bool] = lambda: False
         self._group = process_group
+        self._waiting = False  # an exchange was given up that gloo still waits for
 
     def messages(self, kinds: Mapping[str, Mapping[int, Bytes8]]) -> dict[int, Bytes8]:
         """Bytes to ranks, whose lengths these do not know. kinds[kind][rank]: a rank's are joined in the order of the
@@ -103,8 +109,11 @@ class Group:
         return found
 
     def close(self) -> None:
-        """Leave: what the others wait for from this rank fails at once."""
-        self._group = None
+        """Leave: what the others wait for from this rank fails at once, unless this rank has given up an exchange: then
+        it fails when gloo has given it up as well."""
+        group, self._group = [self._group], None
+        if self._waiting:  # the group's end waits for that, and nobody else should
+            threading.Thread(target=group.clear, name="leave a group", daemon=True).start()
 
     def _exchange(self, data: Tensor, sizes: list[int], coming: list[int]) -> Tensor:
         if self.size == 1:
@@ -113,9 +122,20 @@ class Group:
             raise TrainingError(f"exchange: rank {self.rank} of {self.size} has left its group")
         out = data.new_empty(sum(coming))
         try:
-            self._group.alltoall_base(out, data, coming, sizes, dist.AllToAllOptions()).wait()
+            self._await(self._group.alltoall_base(out, data, coming, sizes, dist.AllToAllOptions()))
         except RuntimeError as error:
             raise TrainingError(
                 f"exchange: rank {self.rank} of {self.size} lost another rank, or waited too long for it: {error}"
             ) from error
         return out
+
+    def _await(self, work: Any) -> None:
+        while not work.is_completed():
+            try:
+                work.wait(_LOOK)
+                return
+            except RuntimeError:  # it failed, or it takes longer
+                if not work.is_completed() and self.lost():
+                    self._waiting = True
+                    raise
+        work.wait()

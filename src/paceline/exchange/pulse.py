@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.flight as fl
@@ -17,26 +18,37 @@ SILENCE = 8.0  # seconds without an answer after which somebody is taken for gon
 _PATIENCE = 3.0
 
 
-def answers(security: Security, address: str, action: str, asked: bytes = b"{}") -> bool:
-    """Whether a service answers an action within three seconds."""
+def asked(
+    security: Security, address: str, action: str, body: bytes = b"{}", patience: float = _PATIENCE
+) -> dict[str, Any] | None:
+    """What a service answers to an action within `patience` seconds, or None."""
     try:
         with security.connect(address) as client:
-            list(client.do_action(fl.Action(action, asked), fl.FlightCallOptions(timeout=_PATIENCE)))
+            found = list(client.do_action(fl.Action(action, body), fl.FlightCallOptions(timeout=patience)))
     except (fl.FlightError, pa.ArrowException, OSError):
-        return False
-    return True
+        return None
+    answer: dict[str, Any] = json.loads(found[0].body.to_pybytes())
+    return answer
 
 
 class Pulse:
-    """Asks services again and again, each in a thread of its own, until `stop`. gone: called with the address of each
-    that has been silent for too long, again after every further silence."""
+    """Asks services again and again, each in a thread of its own, until `stop`. told: what to say with every question;
+    gone: called with the address of each that has been silent for too long, again after every further silence; heard:
+    called with every answer."""
 
     def __init__(
-        self, security: Security, addresses: Sequence[str], action: str, asked: dict[str, object],
+        self,
+        security: Security,
+        addresses: Sequence[str],
+        action: str,
         gone: Callable[[str], None],
-    ) -> None:  # fmt: skip
+        told: Callable[[], dict[str, object]] = dict,
+        heard: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
         self._security, self._action, self._gone = security, action, gone
-        self._asked = json.dumps({**asked, "inner": security.inner}).encode()
+        self._told, self._heard = told, heard
+        self._silent: set[str] = set()
+        self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(a,), daemon=True) for a in addresses]
 
@@ -48,11 +60,24 @@ class Pulse:
         """No call of `gone` begins after this."""
         self._stopped.set()
 
+    @property
+    def silent(self) -> list[str]:
+        """Addresses that have been silent for too long, and still are."""
+        with self._lock:
+            return sorted(self._silent)
+
     def _ask(self, address: str) -> None:
         heard = time.monotonic()
         while not self._stopped.wait(EVERY):
-            if answers(self._security, address, self._action, self._asked):
+            body = json.dumps({**self._told(), "inner": self._security.inner}).encode()
+            answer = asked(self._security, address, self._action, body)
+            if answer is not None:
                 heard = time.monotonic()
+                with self._lock:
+                    self._silent.discard(address)
+                self._heard(answer)
             elif time.monotonic() - heard > SILENCE and not self._stopped.is_set():
+                with self._lock:
+                    self._silent.add(address)
                 self._gone(address)
                 heard = time.monotonic()

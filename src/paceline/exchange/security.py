@@ -58,6 +58,8 @@ class Security:
                 options["override_hostname"] = self.hostname
         # Messages are as large as a batch's rows are.
         limits = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        # A connection of its own: one that is shared stays stalled for long after a cut network is mended.
+        limits.append(("grpc.use_local_subchannel_pool", 1))
         return fl.FlightClient(f"{self.scheme}://{address}", generic_options=limits, **options)
 
 

@@ -40,10 +40,11 @@ class Store(Protocol):
     def take_counted(self) -> tuple[Ints, list[float]]: ...
 
 
-def nothing_told() -> dict[str, Any]:
-    """bytes_predicted, bytes_measured: of a worker and update, by kind; busy_share: of the workers' time that they
-    compute (push and pull only); recoveries and the seconds they took."""
-    return {"bytes_predicted": None, "bytes_measured": None, "busy_share": None, "recoveries": 0, "recovery_s": 0.0}
+def nothing_told(workers: int) -> dict[str, Any]:
+    """workers: how many there are; bytes_predicted, bytes_measured: of a worker and update, by kind; busy_share: of the
+    workers' time that they compute (push and pull only); recoveries and the seconds they took."""
+    nothing = {"bytes_predicted": None, "bytes_measured": None, "busy_share": None, "recoveries": 0, "recovery_s": 0.0}
+    return {"workers": workers, **nothing}
 
 
 class Body(Protocol):

@@ -119,7 +119,7 @@ class LocalBody:
 
     def told(self) -> dict[str, Any]:
         """Nothing travels."""
-        return nothing_told()
+        return nothing_told(len(self._replicas))
 
     def run_day(
         self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None

@@ -90,7 +90,7 @@ class VirtualBody:
 
     def told(self) -> dict[str, Any]:
         """Nothing travels."""
-        return nothing_told()
+        return nothing_told(self.spec.workers)
 
     def run_day(
         self, coordinator: Coordinator, source: Iterator[Batch], watch: Callable[[], None] = lambda: None
