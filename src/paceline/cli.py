@@ -355,6 +355,12 @@ def compare(
     run_dirs: Annotated[list[Path], typer.Argument(help="Run directories; the first is the baseline.")],
     out: Annotated[Path | None, typer.Option(help="Draw a plot into this file: .png, .svg or .pdf.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    churn: Annotated[
+        bool, typer.Option("--churn", help="Also by how much predictions differ from the first run's.")
+    ] = False,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Rows for --churn: a path, glob or URL (default: the last day).")
+    ] = None,
 ) -> None:
     """Compare runs, to choose a pace: AUC over samples and over time."""
     import json
@@ -362,13 +368,25 @@ def compare(
     from paceline.report.compare import compare_runs, print_comparison
     from paceline.report.plot import draw
 
+    if data and not churn:
+        raise ConfigError("--data is for --churn; add --churn or leave it out")
     comparison = compare_runs(run_dirs)
+    found = []
+    if churn:
+        from paceline.report.churn import churn as churn_of
+
+        found = churn_of(run_dirs, data or [])
     if out is not None:
         draw(comparison, out)
     if json_:
-        typer.echo(json.dumps(comparison.to_json()))
+        told = comparison.to_json()
+        if found:
+            told["churn"] = [{"run": each.run, "rows": each.rows, "churn": each.churn} for each in found]
+        typer.echo(json.dumps(told))
         return
     print_comparison(_console(), comparison)
+    for each in found:
+        typer.echo(f"churn of {each.run}: {each.churn:.5f} on {each.rows:,} rows, against {run_dirs[0]}")
     if out is not None:
         typer.echo(f"plot: {out}")
 

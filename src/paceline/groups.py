@@ -39,9 +39,10 @@ def train_groups(
 
     def pass_on(group: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip():
-                note(f"group {group}: {line.rstrip()}")
+        with process.stdout:
+            for line in process.stdout:
+                if line.strip():
+                    note(f"group {group}: {line.rstrip()}")
 
     threads = [threading.Thread(target=pass_on, args=item, daemon=True) for item in processes.items()]
     for thread in threads:
