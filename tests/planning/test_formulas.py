@@ -106,7 +106,9 @@ WAYS = st.lists(
 
 @given(st.lists(WAYS, max_size=5), st.integers(0, 40))
 def test_dynamic_programming_equals_brute_force(layers, limit):
-    fitting = [sum(w.seconds for w in ways) for ways in itertools.product(*layers) if sum(w.memory for w in ways) <= limit]
+    fitting = [
+        sum(w.seconds for w in ways) for ways in itertools.product(*layers) if sum(w.memory for w in ways) <= limit
+    ]
     best = choose_algorithms(layers, limit)
     if not fitting:
         assert best is None

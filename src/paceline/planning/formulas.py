@@ -1,8 +1,8 @@
 """The formulas of planning. Pure: standard library only. Times in seconds, sizes in bytes, bandwidths in bytes/s.
 
 Source: Zou et al., "Distributed Training Large-Scale Deep Architectures" (arXiv 1709.06622), as reconstructed in our
-note: 3.1 choice of algorithms under a memory limit, 3.2 number of workers (strong scaling: the global batch is fixed, so
-T_C is divided by G while T_O is not), 3.3 number of parameter servers. Skew, duplex and stragglers are ours.
+note: 3.1 choice of algorithms under a memory limit, 3.2 number of workers (strong scaling: the global batch is fixed,
+so T_C is divided by G while T_O is not), 3.3 number of parameter servers. Skew, duplex and stragglers are ours.
 """
 
 from __future__ import annotations
