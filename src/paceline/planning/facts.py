@@ -70,7 +70,7 @@ class Timing:
 @dataclass(frozen=True, slots=True)
 class MachineFacts:
     """Of this machine. timings: at three local batches, in their order; apply_more: seconds of an update of `parts`
-    gradients of the middle one; crowding: what a gradient takes on all cores at once over what it takes alone, >= 1;
+    gradients of the middle one; crowding: what a step takes on all cores at once over what it takes alone, >= 1;
     read_cpu: seconds of a core that a sample takes to read; read_rate: samples per second that the reader can give."""
 
     cores: int

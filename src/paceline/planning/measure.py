@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -106,9 +107,8 @@ def measure_machine(config: JobConfig, base: Path, sizes: list[int], seconds: fl
     _, several = runtime.loop(looked, 1, _PARTS, share)
     crowding = 1.0
     if cores > 1:
-        step, apply = runtime.loop(looked, cores, 1, share)
-        # Everybody's cycle is a step of its own beside the others, whose updates it waits for in turn.
-        crowding = max((step * cores - apply * (cores - 1)) / alone.step, 1.0)
+        cycle, _ = runtime.loop(looked, cores, 1, share)
+        crowding = max(cycle / alone.step, 1.0)
     return MachineFacts(cores, tuple(timings), _PARTS, several, crowding, read_cpu, read_rate)
 
 
@@ -156,12 +156,12 @@ class _Runtime:
         self._coordinator = Coordinator(p.begin(p.asynchronous()), self._route, lambda _: None)
 
     def loop(self, looked: list[Batch], workers: int, gradients: int, seconds: float) -> tuple[float, float]:
-        """(seconds between gradients of all `workers` threads, median seconds of an update of `gradients`), from passes
-        over `looked` for about `seconds`, at least one."""
-        account = self._coordinator.machine.account
+        """(median seconds between updates by the same of `workers` threads, median seconds of an update of
+        `gradients`), from passes over `looked` for about `seconds`, at least one."""
         self._coordinator.switch(p.bulk_synchronous(gradients))
+        self._route.ended.clear()
         self._route.seconds.clear()
-        before, started = account.gradients_applied, time.perf_counter()
+        started = time.perf_counter()
 
         def source() -> Iterator[Batch]:
             while True:
@@ -170,21 +170,25 @@ class _Runtime:
                     return
 
         run_day(self._coordinator, self._job.direct, self._job.replicas[:workers], source())
+        cycles = [b - a for ends in self._route.ended.values() for a, b in itertools.pairwise(ends)]
         took = time.perf_counter() - started
-        return took / (account.gradients_applied - before), statistics.median(self._route.seconds)
+        return statistics.median(cycles) if cycles else took, statistics.median(self._route.seconds)
 
 
 class _Timed:
-    """A route whose updates are timed."""
+    """A route whose updates are timed. ended: when updates were through, by the thread that brought them about."""
 
     def __init__(self, route: DirectRoute) -> None:
         self._route = route
         self.seconds: list[float] = []
+        self.ended: dict[int, list[float]] = {}
 
     def apply(self, command: p.Apply) -> float:
         started = time.perf_counter()
         norm = self._route.apply(command)
-        self.seconds.append(time.perf_counter() - started)
+        ended = time.perf_counter()
+        self.seconds.append(ended - started)
+        self.ended.setdefault(threading.get_ident(), []).append(ended)
         return norm
 
     def drop(self, number: int) -> None:

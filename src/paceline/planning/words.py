@@ -74,7 +74,7 @@ def _local(plan: Plan) -> str:
     small, large = plan.data.batches[0], plan.data.batches[-1]
     if small.samples < large.samples:
         text += (
-            f". Ids repeat within a batch: {small.distinct / small.samples:.1f} distinct ones for each sample in batches of"
+            f". Ids repeat within a batch: {small.distinct / small.samples:.1f} distinct ones a sample in batches of"
             f" {small.samples:,}, {large.distinct / large.samples:.1f} in batches of {large.samples:,}"
         )
     return text + "."
