@@ -29,7 +29,8 @@ from paceline.runtimes.virtual_cluster import Doubles, Speeds
 _TURNS = 96  # gradients of each worker in a window, where jitter is all that changes ...
 _DRAWS = 16_384  # ... and no more than this of all workers together, but a few of each
 _FEW = 8
-_WINDOWS = 48  # of time, where workers have slow spells
+_WINDOWS = 48  # of time and of a few gradients, where workers have slow spells ...
+_CYCLES = 4  # ... or one as long as all of them, if it sees so many slow spells of a worker
 _PHASES = 64  # of an update at which a gradient may be granted
 Times = list[list[float]]  # of each worker, seconds of one gradient after another
 
@@ -71,7 +72,7 @@ def predict(
     spec = on(spec, candidate)
     pace = candidate.pace.build(candidate.gradients)
     size = data.bytes(candidate.local, pace.collective)
-    drawn = windows(spec, candidate.local, recorded)
+    drawn = windows(spec, candidate.local, pace, recorded, _transfer(spec, pace, size))
     found = [_window(pace, times, spec, data, size) for times in drawn]
     mean = {name: sum(way[name] for way in found) / len(found) for name in found[0] if name != "rate"}
     rate = sum(way["rate"] for way in found) / len(found) * _present(spec, sum(mean.values()))
@@ -82,32 +83,46 @@ def predict(
     return Prediction(candidate, rate * candidate.local, mean, late, flat, capacity)
 
 
-def windows(spec: ClusterSpec, samples: int, recorded: list[Doubles] | None = None) -> list[Times]:
-    """Computing times of all workers in some windows of time, drawn from the cluster's own description."""
+def windows(
+    spec: ClusterSpec, samples: int, pace: Pace, recorded: list[Doubles] | None = None, away: float = 0.0
+) -> list[Times]:
+    """Computing times of all workers in some windows of time, drawn from the cluster's own description. away: seconds
+    between a worker's gradients."""
     speeds, stragglers = Speeds(spec, recorded), spec.stragglers
     if recorded is not None:
         return [[recorded[w % len(recorded)][:_TURNS].tolist() for w in range(spec.workers)]]
     if stragglers.spells is None:
         turns = min(_TURNS, max(_DRAWS // spec.workers, _FEW)) if spec.compute.jitter_sigma else 1
-        return [_draw(speeds, spec.workers, samples, turns, 0.0, 0)]
+        return [_draw(speeds, spec.workers, samples, pace, away, turns, 0.0, 0)]
+    cycle, step = sum(stragglers.spells), spec.compute.fixed_ms / 1e3 + samples * spec.compute.per_sample_us / 1e6
+    if pace.collective and _WINDOWS * _FEW * (step + away) > _CYCLES * cycle:
+        # Rounds begin when a spell has ended as well as at random moments: only a long row of them has them right.
+        return [_draw(speeds, spec.workers, samples, pace, away, _WINDOWS * _FEW, 0.0, 0)]
     # Windows far apart are independent; within one, spells that are longer than a step last, as they do in a run.
-    apart = 2.0 * sum(stragglers.spells) + 1.0
-    made = []
-    for window in range(_WINDOWS):
-        made.append(_draw(speeds, spec.workers, samples, _FEW, window * apart, window))
-    return made
+    apart = 2.0 * cycle + 1.0
+    return [
+        _draw(speeds, spec.workers, samples, pace, away, _FEW, window * apart, window) for window in range(_WINDOWS)
+    ]
 
 
-def _draw(speeds: Speeds, workers: int, samples: int, turns: int, start: float, window: int) -> Times:
-    every = []
-    for worker in range(workers):
-        own, now = [], start
-        for turn in range(turns):
-            number = (window * turns + turn) * workers + worker
-            done = speeds.done(worker, number, samples, now)
-            own.append(done - now)
-            now = done
-        every.append(own)
+def _draw(
+    speeds: Speeds, workers: int, samples: int, pace: Pace, away: float, turns: int, start: float, window: int
+) -> Times:
+    """`turns` gradients of each worker from `start` on. Where everybody waits for the slowest, they wait through their
+    spells as well: a turn begins for all when the one before has ended, on average, at this pace. (Backup workers do
+    not wait for the slowest, which goes on by itself.)"""
+    together = pace.collective or pace.spread is not None
+    now = [start] * workers
+    every: Times = [[] for _ in range(workers)]
+    for turn in range(turns):
+        number = (window * turns + turn) * workers
+        for worker, own in enumerate(every):
+            own.append(speeds.done(worker, number + worker, samples, now[worker]) - now[worker])
+        if together:
+            lasts = workers / modelled(pace, [own[-1:] for own in every])
+            now = [now[0] + lasts + away] * workers
+        else:
+            now = [since + own[-1] + away for since, own in zip(now, every, strict=True)]
     return every
 
 
@@ -119,10 +134,8 @@ def _per_byte(spec: ClusterSpec) -> float:
 def _window(pace: Pace, times: Times, spec: ClusterSpec, data: DataFacts, size: float) -> dict[str, float]:
     """Gradients per second that are applied, and what a gradient's time goes into."""
     means = [sum(own) / len(own) for own in times]
-    compute = sum(means) / len(means)
+    compute, transfer = sum(means) / len(means), _transfer(spec, pace, size)
     if pace.collective:
-        network = spec.allreduce
-        transfer = 2 * (network.latency_ms / 1e3 + size * 8 / (network.bandwidth_gbps * 1e9))
         ring = _ring(spec, data)
         busy = len(times) if len(times) < pace.buffer else pace.buffer
         plain = modelled(pace, [[t + transfer for t in own] for own in times])
@@ -131,7 +144,6 @@ def _window(pace: Pace, times: Times, spec: ClusterSpec, data: DataFacts, size: 
         waits = max(busy / rate - compute - transfer - update, 0.0)
         return {"rate": rate, "compute": compute, "transfer": transfer, "servers": 0.0, "waiting": waits,
                 "update": update, "late": 0.0}  # fmt: skip
-    transfer = 3 * spec.network.latency_ms / 1e3 + 2 * size * 8 / (spec.network.bandwidth_gbps * 1e9)
     service = size * _per_byte(spec)
     if pace.round is not None:
         # All ask at once: the k-th waits for those before it. Pushes come one by one.
@@ -148,6 +160,13 @@ def _window(pace: Pace, times: Times, spec: ClusterSpec, data: DataFacts, size: 
     waits = 0.0 if pace.round is None and pace.spread is None else busy / rate - compute - transfer - queue
     return {"rate": rate * (1 - late), "compute": compute, "transfer": transfer, "servers": queue,
             "waiting": max(waits, 0.0), "update": 0.0, "late": late}  # fmt: skip
+
+
+def _transfer(spec: ClusterSpec, pace: Pace, size: float) -> float:
+    """Seconds that a gradient of `size` bytes each way is on the wire, the servers' queue aside."""
+    if pace.collective:
+        return 2 * (spec.allreduce.latency_ms / 1e3 + size * 8 / (spec.allreduce.bandwidth_gbps * 1e9))
+    return 3 * spec.network.latency_ms / 1e3 + 2 * size * 8 / (spec.network.bandwidth_gbps * 1e9)
 
 
 def _ring(spec: ClusterSpec, data: DataFacts) -> float:

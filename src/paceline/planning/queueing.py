@@ -11,7 +11,7 @@ def waiting(away: Sequence[float], service: float, visits: int) -> float:
     Customer i is away for away[i] seconds a cycle (not at the server) and visits it `visits` times a cycle for
     `service` seconds each, first come first served. Approximate mean value analysis of a closed queueing network
     (Reiser and Lavenberg 1980; Schweitzer's estimate of what an arrival finds), with a service of constant length: who
-    is being served has half of it left on average. The throughput never exceeds 1 / (visits service).
+    is being served has half of it left on average.
     """
     n = len(away)
     if service <= 0.0 or n == 0:
