@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check setup bench-throughput bench-snapshot bench-simulation evidence evidence-quick clean
+.PHONY: demo test check setup bench-throughput bench-snapshot bench-simulation bench-planning evidence evidence-quick clean
 
 setup: $(VENV)/.ready
 
@@ -31,7 +31,10 @@ bench-snapshot: setup
 bench-simulation: setup
 	$(BIN)/python benchmarks/simulation.py
 
-EVIDENCE = gba_switch gba_criteo stragglers swap autopilot three_thousand_grid three_thousand
+bench-planning: setup
+	$(BIN)/python benchmarks/planning.py
+
+EVIDENCE = planning gba_switch gba_criteo stragglers swap autopilot three_thousand_grid three_thousand
 
 # About four hours on two cores; what was run before is not run again.
 evidence: setup

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from paceline import __version__
+from paceline.cli_plan import plan, split
 from paceline.errors import ConfigError, DataError, Interrupted, PacelineError, RunDirError
 
 app = typer.Typer(
@@ -149,7 +150,7 @@ def simulate(
     from paceline.jobfile import load_config
     from paceline.simulation import simulate as run_simulation
 
-    ours, its = _split(overrides or [])
+    ours, its = split(overrides or [])
     spec = load_cluster(cluster, its)
     config = load_config(job, [*ours, f"workers={spec.workers}", "cluster=null"])
     base, cluster_base = job.parent.resolve(), cluster.parent.resolve()
@@ -164,10 +165,7 @@ def simulate(
     )
 
 
-def _split(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """(the job's overrides, the cluster's): `workers` is the cluster's, and what begins with `cluster.`."""
-    its = [o for o in overrides if o.startswith(("cluster.", "workers="))]
-    return [o for o in overrides if o not in its], [o.removeprefix("cluster.") for o in its]
+app.command()(plan)
 
 
 def _stop(*_: object) -> NoReturn:

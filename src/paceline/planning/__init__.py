@@ -1,0 +1,1 @@
+"""Planning: batch sizes, workers, servers, pace and exchange for a job, before it runs."""
