@@ -1,7 +1,7 @@
 """The variational bound of one user's Gaussian process over uncertain inputs, and its predictions.
 
-Source: Titsias and Lawrence, AISTATS 2010, for each user; a reconstruction of GPLVMF (Huang and Xu, 2019), whose literal
-equations are not known to us. Blocks of users are batched; rows and inducing inputs may be padded.
+Source: Titsias and Lawrence, AISTATS 2010, for each user; a reconstruction of GPLVMF (Huang and Xu, 2019), whose
+literal equations are not known to us. Blocks of users are batched; rows and inducing inputs may be padded.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class Process:
 class Solved:
     """What the bound and predictions share, in the basis where K_ZZ is the identity.
 
-    lower: L of K_ZZ = L L^T; inner: L_B of B = I + beta L^-1 Psi2 L^-T (so C = L B L^T); whitened: L^-1 Psi2 L^-T; solved:
-    beta L_B^-1 L^-1 Psi1^T r, [..., m]."""
+    lower: L of K_ZZ = L L^T; inner: L_B of B = I + beta L^-1 Psi2 L^-T (so C = L B L^T); whitened: L^-1 Psi2 L^-T;
+    solved: beta L_B^-1 L^-1 Psi1^T r, [..., m].
+    """
 
     lower: Tensor
     inner: Tensor

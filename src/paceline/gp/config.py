@@ -1,4 +1,6 @@
-"""The keys of a factorization's job.yaml and what they may be (docs/gp-factorization.md). `paceline.jobfile` reads the file."""
+"""The keys of a factorization's job.yaml and what they may be (docs/gp-factorization.md). `paceline.jobfile` reads
+the file.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,7 @@ _METHODS = {"mean": (), "fm": ("lbfgs", "adam"), "gpfm": ("sgd", "adam", "lbfgs"
 
 
 class TrainingConfig(Strict):
-    """How a model is fitted. An epoch is a pass over all users, or with lbfgs `iterations` iterations on all of them."""
+    """How a model is fitted. An epoch is a pass over all users; with lbfgs, `iterations` iterations on all of them."""
 
     method: Literal["lbfgs", "sgd", "adam"] | None = None
     epochs: int = Field(10, ge=1)

@@ -16,8 +16,9 @@ UNSEEN = -1
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Encoded rows. user, item: [n]; contexts: [n, C]; UNSEEN for what no training row has; reals: [n, R] standardised by the training
-    rows, NaN where missing; rating: [n] fp64."""
+    """Encoded rows. user, item: [n]; contexts: [n, C]; UNSEEN for what no training row has; reals: [n, R]
+    standardised by the training rows, NaN where missing; rating: [n] fp64.
+    """
 
     user: Tensor
     item: Tensor
@@ -31,7 +32,9 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The users, items and context values of the training rows, in sorted order; and each real context's mean and deviation."""
+    """The users, items and context values of the training rows, in sorted order; and each real context's mean and
+    deviation.
+    """
 
     users: list[str]
     items: list[str]
@@ -55,9 +58,7 @@ class Vocabulary:
     def encode(self, rows: Ratings) -> Rows:
         """The rows as tensors."""
         contexts = [_codes(known, rows.contexts[name]) for name, known in self.contexts.items()]
-        reals = [
-            torch.from_numpy((rows.contexts[name] - mean) / spread) for name, (mean, spread) in self.reals.items()
-        ]
+        reals = [torch.from_numpy((rows.contexts[name] - mean) / spread) for name, (mean, spread) in self.reals.items()]
         empty = torch.empty(len(rows), 0)
         return Rows(
             _codes(self.users, rows.users),

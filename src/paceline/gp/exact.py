@@ -9,7 +9,7 @@ from paceline.gp.covariance import cholesky
 
 
 def masked(matrix: Tensor, mask: Tensor) -> Tensor:
-    """`matrix` [..., n, n] with the rows and columns of padding made those of the identity: they then change nothing."""
+    """`matrix` [..., n, n] with rows and columns of padding made those of the identity: they then change nothing."""
     both = mask[..., :, None] & mask[..., None, :]
     return torch.where(both, matrix, torch.eye(matrix.shape[-1], dtype=matrix.dtype))
 
@@ -20,7 +20,9 @@ def negative_log_likelihood(factor: Tensor, residual: Tensor) -> Tensor:
     factor: the Cholesky factor of K_y = K + sigma^2 I, [..., n, n]; residual r [..., n], 0 at padding. Returns [...].
     """
     whitened = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)[..., 0]
-    return torch.log(factor.diagonal(dim1=-2, dim2=-1)).sum(-1) + 0.5 * whitened.square().sum(-1)
+    half_determinant: Tensor = torch.log(factor.diagonal(dim1=-2, dim2=-1)).sum(-1)
+    likelihood: Tensor = half_determinant + 0.5 * whitened.square().sum(-1)
+    return likelihood
 
 
 def noisy_factor(between: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
@@ -33,8 +35,9 @@ def noisy_factor(between: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
 def posterior(factor: Tensor, residual: Tensor, cross: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (without the mean function) and variance (without the noise) at new rows.
 
-    factor: of K_y [..., n, n]; residual r [..., n]: targets minus mean function minus biases; cross: k(new, trained) [..., t, n]; own:
-    k(new, new) [..., t]. Returns two [..., t]. (The public code forgets to take the biases off r; they must be.)
+    factor: of K_y [..., n, n]; residual r [..., n]: targets minus mean function minus biases; cross: k(new, trained)
+    [..., t, n]; own: k(new, new) [..., t]. Returns two [..., t]. (The public code forgets to take the biases off r;
+    they must be.)
     """
     alpha = torch.cholesky_solve(residual[..., None], factor)
     explained = torch.linalg.solve_triangular(factor, cross.mT, upper=False).square().sum(-2)

@@ -14,7 +14,8 @@ from paceline.gp.models import Model
 
 
 class RowMomentum(torch.optim.Optimizer):
-    """SGD whose momentum belongs to a row (a user, an item, a context value) and moves only when the row has a gradient.
+    """SGD whose momentum belongs to a row (a user, an item, a context value) and moves only when the row has a
+    gradient.
 
     Source: the public code of Nguyen et al., SIGIR 2014 (a momentum buffer per user and per entity).
     """
@@ -23,7 +24,7 @@ class RowMomentum(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for value in group["params"]:
                 if value.grad is None:
@@ -35,7 +36,9 @@ class RowMomentum(torch.optim.Optimizer):
 
 
 class Fitter:
-    """Fits a model epoch by epoch. An epoch depends on the state before it, the seed and its number, and nothing else."""
+    """Fits a model epoch by epoch. An epoch depends on the state before it, the seed and its number, and nothing
+    else.
+    """
 
     def __init__(self, model: Model, config: FactorizeConfig) -> None:
         self.model, self.config = model, config
@@ -47,7 +50,8 @@ class Fitter:
             self.optimizer = RowMomentum(leaves, training.lr, training.momentum)
 
     def epoch(self, number: int, tick: Callable[[float], None]) -> float:
-        """Fit for one epoch; `tick` is told how much of it is done. Returns the objective (stochastic: summed over the steps).
+        """Fit for one epoch; `tick` is told how much of it is done. Returns the objective (stochastic: summed over
+        the steps).
 
         Raises LossError if it is not finite.
         """
@@ -88,7 +92,7 @@ class Fitter:
             tick(min(1.0, evaluations / (1.25 * steps)))
             return total
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             total = sum(self.model.loss(batch).item() for batch in self.model.batches(None, None))
         self._check(total)
@@ -96,7 +100,9 @@ class Fitter:
 
     def _check(self, loss: float) -> None:
         if not torch.isfinite(torch.tensor(loss)):
-            raise LossError(f"the objective is {loss}: lower training.lr (now {self.config.training.lr:g}) or take lbfgs")
+            raise LossError(
+                f"the objective is {loss}: lower training.lr (now {self.config.training.lr:g}) or take lbfgs"
+            )
 
     def slots(self) -> dict[str, Tensor]:
         """What the optimizer remembers, by name."""

@@ -14,8 +14,10 @@ from paceline.gp.models import Layout, Model, average_biases, entities, leaves, 
 
 
 class Fm(Model):
-    """w_0 + sum of biases + sum over pairs of <v_i, v_j>, over user, item, categorical contexts (a value's own v) and real contexts
-    (value times v). The objective is half the squared errors plus l2/2 |biases|^2 + l2_factors/2 |v|^2; w_0 is free."""
+    """w_0 + sum of biases + sum over pairs of <v_i, v_j>, over user, item, categorical contexts (a value's own v) and
+    real contexts (value times v). The objective is half the squared errors plus l2/2 |biases|^2 + l2_factors/2 |v|^2;
+    w_0 is free.
+    """
 
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary, rows: Rows, seed: int) -> None:
         self.config, self.rows = config, rows
@@ -32,7 +34,7 @@ class Fm(Model):
         if users is None:
             return [number]
         chosen = torch.randperm(int(self.rows.user.max()) + 1, generator=order)
-        return [number[torch.isin(self.rows.user, some)] for some in chosen.split(users)]
+        return [number[torch.isin(self.rows.user, some)] for some in torch.split(chosen, users)]
 
     def loss(self, batch: Tensor) -> Tensor:
         rows, p = self.rows, self.parameters

@@ -1,7 +1,7 @@
 """GPFM: each user is a Gaussian process with its own covariance over shared item and context vectors.
 
-Source: Nguyen, Karatzoglou and Baltrunas, "Gaussian Process Factorization Machines for Context-aware Recommendations", SIGIR 2014,
-and the authors' public code, whose objective this is. There is no vector for a user.
+Source: Nguyen, Karatzoglou and Baltrunas, "Gaussian Process Factorization Machines for Context-aware
+Recommendations", SIGIR 2014, and the authors' public code, whose objective this is. There is no vector for a user.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from paceline.gp.users import Block, blocks, groups
 
 
 class Gpfm(Model):
-    """The model on its training rows. Latent vectors start uniform in [0, start), a user's mean at the user's average."""
+    """The model on its training rows. Latent vectors start uniform in [0, start), a user's mean at the user's
+    average.
+    """
 
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary, rows: Rows, seed: int) -> None:
         self.config, self.rows, users = config, rows, len(vocabulary.users)
@@ -31,7 +33,10 @@ class Gpfm(Model):
         for name, size in self.layout.tables.items():
             table = torch.rand(size, self.layout.dims[name], generator=draw, dtype=torch.float64)
             found[f"x.{name}"] = config.start * table
-        total, count = torch.bincount(rows.user, rows.rating, minlength=users), torch.bincount(rows.user, minlength=users)
+        total, count = (
+            torch.bincount(rows.user, rows.rating, minlength=users),
+            torch.bincount(rows.user, minlength=users),
+        )
         found["mean"] = total / count
         for name in ("length", "amplitude", "noise"):
             found[f"log_{name}"] = torch.full((users,), float(getattr(config, name))).log()

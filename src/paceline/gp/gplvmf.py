@@ -1,9 +1,10 @@
 """GPLVMF: a Gaussian process for each user over latent vectors that are themselves uncertain.
 
-Source: Huang and Xu, "Gaussian Process Latent Variable Model Factorization for Context-aware Recommender Systems", 2019. **A
-reconstruction** from the abstract and from standard theory (Titsias and Lawrence, 2010): the paper's own equations are
-not known to us. Ours are also: latent vectors shared by all users, one ARD weight for each coordinate shared by all users, users'
-scales that shrink towards common ones, and biases that are uncertain too (`biases: deterministic` is what the abstract says).
+Source: Huang and Xu, "Gaussian Process Latent Variable Model Factorization for Context-aware Recommender Systems",
+2019. **A reconstruction** from the abstract and from standard theory (Titsias and Lawrence, 2010): the paper's own
+equations are not known to us. Ours are also: latent vectors shared by all users, one ARD weight for each coordinate
+shared by all users, users' scales that shrink towards common ones, and biases that are uncertain too (`biases:
+deterministic` is what the abstract says).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from paceline.gp.config import ModelConfig
 from paceline.gp.encode import UNSEEN, Rows, Vocabulary
 from paceline.gp.models import Layout, Model, average_biases, entities, leaves, look_up
 from paceline.gp.psi import kl
-from paceline.gp.users import Block, blocks, groups
+from paceline.gp.users import blocks, groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,9 @@ class Gplvmf(Model):
         self._whole: list[Part] | None = None
 
     def begin(self, epoch: int) -> None:
-        """While warming up, the KL terms of latent vectors count less, and s stays where it starts: else the bound's nearest optimum is
-        often the one in which no process is there at all."""
+        """While warming up, the KL terms of latent vectors count less, and s stays where it starts: else the bound's
+        nearest optimum is often the one in which no process is there at all.
+        """
         self.warmth = min(1.0, epoch / self.config.warmup) if self.config.warmup else 1.0
 
     def _start(self, draw: torch.Generator) -> dict[str, Tensor]:
@@ -81,8 +83,9 @@ class Gplvmf(Model):
         return found
 
     def _inputs(self, rows: Rows, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and variances of the inputs of the rows `place` [...]: two [..., Q]. A value that training never saw, or that is
-        missing, is as uncertain as the prior."""
+        """Means and variances of the inputs of the rows `place` [...]: two [..., Q]. A value that training never saw,
+        or that is missing, is as uncertain as the prior.
+        """
         means, variances = [], []
         for name, index in (self.entities if rows is self.rows else entities(rows, self.layout)).items():
             means.append(look_up(self.parameters[f"mu.{name}"], index[place], 0.0))

@@ -17,7 +17,9 @@ ITEM = "item"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which coordinates of a row's input belong to what: one block for the item, for each categorical and each real context."""
+    """Which coordinates of a row's input belong to what: one block for the item, for each categorical and each real
+    context.
+    """
 
     tables: dict[str, int]  # entities of each block that has latent vectors
     dims: dict[str, int]  # coordinates of each block, in order
@@ -61,7 +63,9 @@ class Model(ABC):
 
     @abstractmethod
     def batches(self, users: int | None, order: torch.Generator | None) -> Sequence[Any]:
-        """All users, cut into parts of at most `users` (None: as large as memory likes), in an order drawn from `order`."""
+        """All users, cut into parts of at most `users` (None: as large as memory likes), in an order drawn from
+        `order`.
+        """
 
     def begin(self, epoch: int) -> None:  # noqa: B027  (most models have nothing to do)
         """Called before each epoch (from 0)."""
@@ -95,10 +99,15 @@ def leaves(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def average_biases(rows: Rows, layout: Layout, users: int) -> dict[str, Tensor]:
-    """Biases to start from: the global mean, then shrunken averages of what is left, for users, items and contexts in turn."""
+    """Biases to start from: the global mean, then shrunken averages of what is left, for users, items and contexts in
+    turn.
+    """
     left = rows.rating - rows.rating.mean()
     found = {"bias": rows.rating.mean()}
-    for name, index, size in [("user", rows.user, users), *((n, i, layout.tables[n]) for n, i in entities(rows, layout).items())]:
+    for name, index, size in [
+        ("user", rows.user, users),
+        *((n, i, layout.tables[n]) for n, i in entities(rows, layout).items()),
+    ]:
         total = torch.zeros(size, dtype=left.dtype).index_add_(0, index, left)
         count = torch.zeros(size, dtype=left.dtype).index_add_(0, index, torch.ones_like(left))
         found[f"bias.{name}"] = total / (count + 3)

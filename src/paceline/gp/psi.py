@@ -20,7 +20,7 @@ def psi1(mu: Tensor, s: Tensor, weights: Tensor, variance: Tensor, z: Tensor) ->
 
 
 def psi2_rows(mu: Tensor, s: Tensor, weights: Tensor, variance: Tensor, z: Tensor) -> Tensor:
-    """E k(x_t, z_a) k(x_t, z_b) of each row, for a <= b: [..., n, m (m + 1) / 2], in the order of torch.triu_indices."""
+    """E k(x_t, z_a) k(x_t, z_b) of each row, a <= b: [..., n, m (m + 1) / 2], in the order of torch.triu_indices."""
     first, second = torch.triu_indices(z.shape[-2], z.shape[-2])
     a, b = z[..., first, :], z[..., second, :]
     centre = 0.5 * (a + b)  # [..., pairs, Q]

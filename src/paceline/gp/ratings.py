@@ -27,8 +27,9 @@ _FIRST_LINE = 1
 
 @dataclass(frozen=True, slots=True)
 class Ratings:
-    """Rows as they were read. users, items: texts [n]; contexts: by column, texts (categorical; MISSING where there is none)
-    or float64 (real; NaN where there is none), each [n]; ratings: float64 [n]."""
+    """Rows as they were read. users, items: texts [n]; contexts: by column, texts (categorical; MISSING where there
+    is none) or float64 (real; NaN where there is none), each [n]; ratings: float64 [n].
+    """
 
     users: Texts
     items: Texts
@@ -137,9 +138,10 @@ def _text(path: str, config: RatingsConfig) -> tuple[pa.Table, list[int], list[B
     parse = csv.ParseOptions(delimiter=delimiter, ignore_empty_lines=False, invalid_row_handler=wrong)
     read = csv.ReadOptions(use_threads=False, column_names=config.columns)
     try:
-        names = config.columns or csv.read_csv(
-            io.BytesIO(data.split(b"\n", 1)[0] + b"\n"), csv.ReadOptions(), parse
-        ).column_names
+        names = (
+            config.columns
+            or csv.read_csv(io.BytesIO(data.split(b"\n", 1)[0] + b"\n"), csv.ReadOptions(), parse).column_names
+        )
         _check_columns(path, names, config)
         as_text = csv.ConvertOptions(
             include_columns=list(dict.fromkeys(config.used())),

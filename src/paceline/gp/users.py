@@ -28,8 +28,8 @@ class Block:
 def blocks(user: Tensor, pairs: int = 1) -> list[Block]:
     """Blocks of all users among `user` [n] (a number for each row; negative ones are left out).
 
-    A block's users have a number of rows between two powers of two, so at most half of it is padding; pairs: numbers that a row
-    takes in the largest tensor, so that none is above BUDGET unless a single user is.
+    A block's users have a number of rows between two powers of two, so at most half of it is padding; pairs: numbers
+    that a row takes in the largest tensor, so that none is above BUDGET unless a single user is.
     """
     order = torch.argsort(user, stable=True)
     order = order[user[order] >= 0]
@@ -39,7 +39,7 @@ def blocks(user: Tensor, pairs: int = 1) -> list[Block]:
     sizes = 2 ** torch.ceil(torch.log2(counts.double())).long()
     for size in torch.unique(sizes).tolist():
         chosen = torch.nonzero(sizes == size)[:, 0]
-        for some in chosen.split(max(1, BUDGET // (size * pairs))):
+        for some in torch.split(chosen, max(1, BUDGET // (size * pairs))):
             width = int(counts[some].max())
             column = torch.arange(width)
             mask = column < counts[some, None]
