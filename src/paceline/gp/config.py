@@ -75,18 +75,18 @@ class ModelConfig(Strict):
     """Which model, and its options."""
 
     name: Literal["mean", "fm", "gpfm", "gplvmf"]
-    dim: int = Field(2, ge=1, le=64)
+    dim: int = Field(4, ge=1, le=64)
     context_dim: int = Field(1, ge=1, le=64)
-    start: float = Field(0.1, gt=0, allow_inf_nan=False)
+    start: float | None = Field(None, gt=0, allow_inf_nan=False)
     l2: float = Field(5.0, ge=0, allow_inf_nan=False)
     l2_factors: float = Field(20.0, ge=0, allow_inf_nan=False)
     covariance: Literal["rbf", "linear", "polynomial"] = "rbf"
-    length: float = Field(1.0, gt=0, allow_inf_nan=False)
-    amplitude: float = Field(1.0, gt=0, allow_inf_nan=False)
-    noise: float = Field(1.0, gt=0, allow_inf_nan=False)
-    inducing: int = Field(32, ge=1, le=1024)
+    length: float = Field(2.0, gt=0, allow_inf_nan=False)
+    amplitude: float = Field(0.8, gt=0, allow_inf_nan=False)
+    noise: float = Field(0.8, gt=0, allow_inf_nan=False)
+    inducing: int = Field(24, ge=1, le=1024)
     user_deviation: float = Field(0.5, ge=0, allow_inf_nan=False)
-    warmup: int = Field(3, ge=0)
+    warmup: int = Field(8, ge=0)
     biases: Literal["variational", "deterministic"] = "variational"
 
     @model_validator(mode="after")
@@ -98,18 +98,21 @@ class ModelConfig(Strict):
         return self
 
 
-_METHODS = {"mean": (), "fm": ("lbfgs", "adam"), "gpfm": ("sgd", "adam", "lbfgs"), "gplvmf": ("lbfgs", "adam")}
+_STARTS = {"fm": 0.1, "gpfm": 2.0}
+_RATES = {"sgd": 5e-4, "adam": 0.03}
+_USERS = {"sgd": 1, "adam": 8}
+_METHODS = {"mean": (), "fm": ("lbfgs", "adam"), "gpfm": ("adam", "sgd", "lbfgs"), "gplvmf": ("adam", "lbfgs")}
 
 
 class TrainingConfig(Strict):
     """How a model is fitted. An epoch is a pass over all users; with lbfgs, `iterations` iterations on all of them."""
 
     method: Literal["lbfgs", "sgd", "adam"] | None = None
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(20, ge=1)
     iterations: int = Field(20, ge=1)
-    lr: float = Field(5e-4, gt=0, allow_inf_nan=False)
+    lr: float | None = Field(None, gt=0, allow_inf_nan=False)
     momentum: float = Field(0.9, ge=0, lt=1)
-    users: int = Field(1, ge=1)
+    users: int | None = Field(None, ge=1)
 
 
 class FactorizeConfig(Strict):
@@ -130,6 +133,17 @@ class FactorizeConfig(Strict):
                 f"training.method: {self.training.method!r} does not fit the model {self.model.name!r}"
                 f" (for it: {', '.join(known) or 'none, there is nothing to train'})"
             )
+        # What is not given becomes what suits the model and the method, so that a run's config.yaml says it.
+        chosen = {
+            "start": self.model.start or _STARTS.get(self.model.name, 0.1),
+        }
+        training = {
+            "method": self.method if known else None,
+            "lr": self.training.lr or _RATES.get(self.method),
+            "users": self.training.users or _USERS.get(self.method),
+        }
+        object.__setattr__(self, "model", self.model.model_copy(update=chosen))
+        object.__setattr__(self, "training", self.training.model_copy(update=training))
         if self.ratings.test is not None and "test" in self.split.model_fields_set:
             raise ValueError("split.test: ratings.test names files for the test; leave one of the two out")
         return self
@@ -144,7 +158,7 @@ class FactorizeConfig(Strict):
         values: dict[str, Any] = self.model_dump(mode="json")
         keep = ("name", *_MODEL_OPTIONS[self.model.name])
         values["model"] = {key: value for key, value in values["model"].items() if key in keep}
-        values["training"]["method"] = self.training.method
+        values["training"] = {key: value for key, value in values["training"].items() if value is not None}
         if self.ratings.test is not None:
             del values["split"]["test"]
         return yaml.safe_dump(values, sort_keys=False)

@@ -12,6 +12,8 @@ from paceline.errors import LossError
 from paceline.gp.config import FactorizeConfig
 from paceline.gp.models import Model
 
+_RATE = 1e-3  # never used by a configuration that was checked: it holds a rate
+
 
 class RowMomentum(torch.optim.Optimizer):
     """SGD whose momentum belongs to a row (a user, an item, a context value) and moves only when the row has a
@@ -45,9 +47,9 @@ class Fitter:
         leaves, training = list(model.parameters.values()), config.training
         self.optimizer: torch.optim.Optimizer | None = None
         if config.method == "adam":
-            self.optimizer = torch.optim.Adam(leaves, lr=training.lr)
+            self.optimizer = torch.optim.Adam(leaves, lr=training.lr or _RATE)
         elif config.method == "sgd":
-            self.optimizer = RowMomentum(leaves, training.lr, training.momentum)
+            self.optimizer = RowMomentum(leaves, training.lr or _RATE, training.momentum)
 
     def epoch(self, number: int, tick: Callable[[float], None]) -> float:
         """Fit for one epoch; `tick` is told how much of it is done. Returns the objective (stochastic: summed over
@@ -100,9 +102,7 @@ class Fitter:
 
     def _check(self, loss: float) -> None:
         if not torch.isfinite(torch.tensor(loss)):
-            raise LossError(
-                f"the objective is {loss}: lower training.lr (now {self.config.training.lr:g}) or take lbfgs"
-            )
+            raise LossError(f"the objective is {loss}: lower training.lr (now {self.config.training.lr}) or take lbfgs")
 
     def slots(self) -> dict[str, Tensor]:
         """What the optimizer remembers, by name."""

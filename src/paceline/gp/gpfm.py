@@ -18,9 +18,7 @@ from paceline.gp.users import Block, blocks, groups
 
 
 class Gpfm(Model):
-    """The model on its training rows. Latent vectors start uniform in [0, start), a user's mean at the user's
-    average.
-    """
+    """The model on its training rows. Latent vectors start uniform in [0, start), means and biases at averages."""
 
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary, rows: Rows, seed: int) -> None:
         self.config, self.rows, users = config, rows, len(vocabulary.users)
@@ -32,7 +30,7 @@ class Gpfm(Model):
         found = {name: torch.zeros_like(value) for name, value in found.items() if name not in ("bias", "bias.user")}
         for name, size in self.layout.tables.items():
             table = torch.rand(size, self.layout.dims[name], generator=draw, dtype=torch.float64)
-            found[f"x.{name}"] = config.start * table
+            found[f"x.{name}"] = (config.start or 2.0) * table
         total, count = (
             torch.bincount(rows.user, rows.rating, minlength=users),
             torch.bincount(rows.user, minlength=users),

@@ -64,7 +64,8 @@ class Gplvmf(Model):
             s = (1 / (1 + count)).expand(size, dim)
             found[f"mu.{name}"] = (1 - s).sqrt() * torch.randn(size, dim, generator=draw, dtype=torch.float64)
             found[f"log_s.{name}"] = s.log()
-        found["log_weights"] = torch.full((self.layout.width,), 1 / self.layout.width).log()
+        # Two rows with nothing in common start with a correlation of about exp(-3), however many contexts there are.
+        found["log_weights"] = torch.full((self.layout.width,), 3 / self.layout.width).log()
         found["log_amplitude"], found["log_precision"] = 0.5 * spread.log(), -spread.log()
         if config.user_deviation > 0:
             found["amplitude.user"], found["precision.user"] = torch.zeros(self.users), torch.zeros(self.users)
