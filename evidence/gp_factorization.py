@@ -25,8 +25,9 @@ from harness import COLOURS, DATA, Study, axes, mean_spread, merged, table
 
 CONTEXT = DATA / "context"
 COMODA = (  # its columns; it has no header
-    "user item rating age sex city country time daytype season location weather social endEmo dominantEmo mood physical",
-    "decision interaction director movieCountry language year genre1 genre2 genre3 actor1 actor2 actor3 budget",
+    "user item rating age sex city country time daytype season location weather social endEmo dominantEmo mood",
+    "physical decision interaction director movieCountry language year genre1 genre2 genre3",
+    "actor1 actor2 actor3 budget",
 )
 COMODA_CONTEXTS = "time daytype season location weather social endEmo dominantEmo mood physical decision interaction"
 STS_CONTEXTS = (
@@ -35,8 +36,8 @@ STS_CONTEXTS = (
 )
 SETS: dict[str, dict[str, Any]] = {
     "LDOS-CoMoDa": {
-        "files": "LDOS-CoMoDa.csv.gz", "columns": " ".join(COMODA).split(), "user": "user", "item": "item", "rating": "rating",
-        "missing": ["-1"], "contexts": COMODA_CONTEXTS.split(),
+        "files": "LDOS-CoMoDa.csv.gz", "columns": " ".join(COMODA).split(),
+        "user": "user", "item": "item", "rating": "rating", "missing": ["-1"], "contexts": COMODA_CONTEXTS.split(),
     },
     "DePaulMovie": {
         "files": "zip://Movie_DePaulMovie/ratings.txt::{}/Movie_DePaulMovie.zip",
@@ -298,7 +299,8 @@ def comparisons(by: dict[str, Any], name: str) -> str:
         told = []
         for other, label in (
             (f"{name}-mean", "the user's mean"), (f"{name}-fm", "FM with the same contexts"),
-            (f"{name}-fm-no-contexts", "FM without contexts"), (f"{name}-{model}-no-contexts", "itself without contexts"),
+            (f"{name}-fm-no-contexts", "FM without contexts"),
+            (f"{name}-{model}-no-contexts", "itself without contexts"),
         ):  # fmt: skip
             apart = [a - b for a, b in zip(own, values(by, other, "rmse"), strict=False)]
             if apart:
@@ -327,7 +329,8 @@ def identity_table(by: dict[str, Any]) -> str:
         line = result["lines"][-1]
         rows.append([
             str(result["settings"]["seed"]), str(line["psi_values"]), f"{line['psi_worst_errors']:.2f}",
-            f"{line['bound_difference']:.1e}", f"{line['bounds_above']} of 8 (closest {line['smallest_gap']:.3f} below)",
+            f"{line['bound_difference']:.1e}",
+            f"{line['bounds_above']} of 8 (closest {line['smallest_gap']:.3f} below)",
         ])  # fmt: skip
     return table([*head, "fewer inducing inputs: bounds above exact"], rows)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-for _folder in ("pace", "runs", "cluster"):
+for _folder in ("pace", "runs", "cluster", "gp"):
     sys.path.insert(0, str(Path(__file__).parent / _folder))
 
 
