@@ -64,21 +64,19 @@ def main() -> None:
         sys.exit(f"gp_factorization: no rating data in {DATA}; set PACELINE_DATA to the folder that holds context/")
     sets = ["DePaulMovie"] if study.quick else list(SETS)
     arms = [
-        {"version": VERSION, "set": name, "model": model, "contexts": contexts, "seed": seed, "quick": study.quick}
+        {"set": name, "model": model, "contexts": contexts, "seed": seed, "quick": study.quick}
         for seed in study.seeds
         for name in sets
         for model in MODELS
         for contexts in ((True, False) if model != "mean" else (True,))
     ]
     arms += [
-        {"version": VERSION, "set": "planted", "model": "gplvmf", "contexts": kind, "seed": seed, "quick": study.quick}
+        {"set": "planted", "model": "gplvmf", "contexts": kind, "seed": seed, "quick": study.quick}
         for seed in study.seeds
         for kind in ("categorical", "real")
     ]
-    arms += [
-        {"version": VERSION, "set": "identities", "model": "", "contexts": "", "seed": s, "quick": study.quick}
-        for s in study.seeds
-    ]
+    arms += [{"set": "identities", "model": "", "contexts": "", "seed": s, "quick": study.quick} for s in study.seeds]
+    arms = [{"version": VERSION, "job": stated(arm), **arm} for arm in arms]
     report(study, run(study, [arm for arm in arms if study.options.only in name_of(arm)]), sets)
 
 
@@ -133,6 +131,13 @@ def perform(arm: dict[str, Any]) -> dict[str, Any]:
     return {**result, "minutes": round((time.process_time() - started) / 60, 3)}
 
 
+def stated(arm: dict[str, Any]) -> Any:
+    """What the arm's numbers depend on beside itself."""
+    if arm["model"] == "fm":
+        return FM_GRID
+    return {**settings(arm), "planted": PLANTED} if arm["set"] == "planted" else settings(arm) if arm["model"] else None
+
+
 def settings(arm: dict[str, Any]) -> dict[str, Any]:
     base = {"gplvmf": GPLVMF, "gpfm": GPFM, "mean": {"model": "mean"}}[arm["model"]]
     small: dict[str, Any] = {"gplvmf": {"model": {"inducing": 6}, "training": {"epochs": 3}}}
@@ -152,18 +157,40 @@ def chosen(ratings: dict[str, Any], arm: dict[str, Any]) -> tuple[dict[str, Any]
         scores = [fit(ratings, merged(some, apart), seed)["lines"][-2]["validation_rmse"] for some in grid]
         return grid[scores.index(min(scores))], seed
     if arm["model"] in ("gpfm", "gplvmf"):
-        best = fit(ratings, merged(settings(arm), apart), seed)["lines"][-1]["best_epoch"]
-        return merged(settings(arm), {"training": {"epochs": best}}), seed
+        return merged(
+            settings(arm), {"training": {"epochs": best_epoch(ratings, merged(settings(arm), apart), seed)}}
+        ), seed
     return settings(arm), seed
+
+
+def best_epoch(ratings: dict[str, Any], job: dict[str, Any], seed: int) -> int:
+    """The epoch of the least validation RMSE. Where it is the last one, the fit goes on for as many again, up to four
+    times in all.
+    """
+    from paceline.gp.story import factorize
+
+    most = job["training"]["epochs"]
+    with tempfile.TemporaryDirectory() as folder:
+        for epochs in (most, 2 * most, 4 * most):
+            config = configured(ratings, merged(job, {"training": {"epochs": epochs}}), seed)
+            best = factorize(config, Path.cwd(), Path(folder) / "run", resume=epochs > most)["best_epoch"]
+            if best < epochs:
+                break
+    return int(best)
+
+
+def configured(ratings: dict[str, Any], job: dict[str, Any], seed: int) -> Any:
+    from paceline.gp.config import FactorizeConfig
+    from paceline.jobfile import check
+
+    return check({"ratings": ratings, **job, "seed": seed}, "evidence", kind=FactorizeConfig)
 
 
 def fit(ratings: dict[str, Any], job: dict[str, Any], seed: int) -> dict[str, Any]:
     """metrics.jsonl's lines and the importances of one factorization."""
-    from paceline.gp.config import FactorizeConfig
     from paceline.gp.story import factorize
-    from paceline.jobfile import check
 
-    config = check({"ratings": ratings, **job, "seed": seed}, "evidence", kind=FactorizeConfig)
+    config = configured(ratings, job, seed)
     with tempfile.TemporaryDirectory() as folder:
         factorize(config, Path.cwd(), Path(folder) / "run")
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
