@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from rating_data import RATINGS
 
 from conftest import real_data
@@ -149,10 +150,12 @@ def test_mistakes_in_the_configuration(changes, words):
 
 def test_what_is_not_given_is_written_down():
     found = check({"ratings": RATINGS, "model": "gpfm"}, "job.yaml", kind=FactorizeConfig)
-    assert (found.training.method, found.training.lr, found.training.users) == ("adam", 0.03, 8)
+    assert (found.method, found.rate, found.step_users) == ("adam", 0.03, 8)
     again = found.to_yaml()
     assert "inducing" not in again
     assert "start: 2.0" in again
+    assert "lr: 0.03" in again
+    assert check(yaml.safe_load(again), "config.yaml", kind=FactorizeConfig).to_yaml() == again
 
 
 def test_real_rows_are_counted():

@@ -77,7 +77,7 @@ class ModelConfig(Strict):
     name: Literal["mean", "fm", "gpfm", "gplvmf"]
     dim: int = Field(4, ge=1, le=64)
     context_dim: int = Field(1, ge=1, le=64)
-    start: float | None = Field(None, gt=0, allow_inf_nan=False)
+    start: float = Field(0.1, gt=0, allow_inf_nan=False)
     l2: float = Field(5.0, ge=0, allow_inf_nan=False)
     l2_factors: float = Field(20.0, ge=0, allow_inf_nan=False)
     covariance: Literal["rbf", "linear", "polynomial"] = "rbf"
@@ -89,6 +89,12 @@ class ModelConfig(Strict):
     warmup: int = Field(8, ge=0)
     biases: Literal["variational", "deterministic"] = "variational"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_start(cls, values: Any) -> Any:
+        """GPFM's vectors start wider than factors do."""
+        return {"start": 2.0, **values} if isinstance(values, dict) and values.get("name") == "gpfm" else values
+
     @model_validator(mode="after")
     def _belongs(self) -> ModelConfig:
         for key in self.model_fields_set - {"name"}:
@@ -98,7 +104,6 @@ class ModelConfig(Strict):
         return self
 
 
-_STARTS = {"fm": 0.1, "gpfm": 2.0}
 _RATES = {"sgd": 5e-4, "adam": 0.03}
 _USERS = {"sgd": 1, "adam": 8}
 _METHODS = {"mean": (), "fm": ("lbfgs", "adam"), "gpfm": ("adam", "sgd", "lbfgs"), "gplvmf": ("adam", "lbfgs")}
@@ -133,17 +138,6 @@ class FactorizeConfig(Strict):
                 f"training.method: {self.training.method!r} does not fit the model {self.model.name!r}"
                 f" (for it: {', '.join(known) or 'none, there is nothing to train'})"
             )
-        # What is not given becomes what suits the model and the method, so that a run's config.yaml says it.
-        chosen = {
-            "start": self.model.start or _STARTS.get(self.model.name, 0.1),
-        }
-        training = {
-            "method": self.method if known else None,
-            "lr": self.training.lr or _RATES.get(self.method),
-            "users": self.training.users or _USERS.get(self.method),
-        }
-        object.__setattr__(self, "model", self.model.model_copy(update=chosen))
-        object.__setattr__(self, "training", self.training.model_copy(update=training))
         if self.ratings.test is not None and "test" in self.split.model_fields_set:
             raise ValueError("split.test: ratings.test names files for the test; leave one of the two out")
         return self
@@ -153,12 +147,24 @@ class FactorizeConfig(Strict):
         """How the model is fitted: as given, or its first."""
         return self.training.method or next(iter(_METHODS[self.model.name]), "none")
 
+    @property
+    def rate(self) -> float:
+        """The learning rate: as given, or what suits the method."""
+        return self.training.lr or _RATES.get(self.method, 1.0)
+
+    @property
+    def step_users(self) -> int:
+        """Users in a step: as given, or what suits the method."""
+        return self.training.users or _USERS.get(self.method, 1)
+
     def to_yaml(self) -> str:
         """The resolved configuration; options that another model has are left out."""
         values: dict[str, Any] = self.model_dump(mode="json")
         keep = ("name", *_MODEL_OPTIONS[self.model.name])
         values["model"] = {key: value for key, value in values["model"].items() if key in keep}
-        values["training"] = {key: value for key, value in values["training"].items() if value is not None}
+        values["training"]["method"] = None if self.method == "none" else self.method
+        if self.method in _RATES:
+            values["training"] |= {"lr": self.rate, "users": self.step_users}
         if self.ratings.test is not None:
             del values["split"]["test"]
         return yaml.safe_dump(values, sort_keys=False)

@@ -12,8 +12,6 @@ from paceline.errors import LossError
 from paceline.gp.config import FactorizeConfig
 from paceline.gp.models import Model
 
-_RATE = 1e-3  # never used by a configuration that was checked: it holds a rate
-
 
 class RowMomentum(torch.optim.Optimizer):
     """SGD whose momentum belongs to a row (a user, an item, a context value) and moves only when the row has a
@@ -47,9 +45,9 @@ class Fitter:
         leaves, training = list(model.parameters.values()), config.training
         self.optimizer: torch.optim.Optimizer | None = None
         if config.method == "adam":
-            self.optimizer = torch.optim.Adam(leaves, lr=training.lr or _RATE)
+            self.optimizer = torch.optim.Adam(leaves, lr=config.rate)
         elif config.method == "sgd":
-            self.optimizer = RowMomentum(leaves, training.lr or _RATE, training.momentum)
+            self.optimizer = RowMomentum(leaves, config.rate, training.momentum)
 
     def epoch(self, number: int, tick: Callable[[float], None]) -> float:
         """Fit for one epoch; `tick` is told how much of it is done. Returns the objective (stochastic: summed over
@@ -62,7 +60,7 @@ class Fitter:
             return self._lbfgs(tick)
         order = torch.Generator().manual_seed((self.config.seed * 1_000_003 + number) % 2**63)
         assert self.optimizer is not None
-        batches, total = self.model.batches(self.config.training.users, order), 0.0
+        batches, total = self.model.batches(self.config.step_users, order), 0.0
         for done, batch in enumerate(batches, 1):
             self.optimizer.zero_grad()
             loss = self.model.loss(batch)
@@ -102,7 +100,7 @@ class Fitter:
 
     def _check(self, loss: float) -> None:
         if not torch.isfinite(torch.tensor(loss)):
-            raise LossError(f"the objective is {loss}: lower training.lr (now {self.config.training.lr}) or take lbfgs")
+            raise LossError(f"the objective is {loss}: lower training.lr (now {self.config.rate:g}) or take lbfgs")
 
     def slots(self) -> dict[str, Tensor]:
         """What the optimizer remembers, by name."""

@@ -26,9 +26,7 @@ class Fm(Model):
         found = average_biases(rows, self.layout, len(vocabulary.users))
         sizes = {"user": len(vocabulary.users), **self.layout.tables, "reals": len(vocabulary.reals)}
         for name, size in sizes.items():
-            found[f"v.{name}"] = (config.start or 0.1) * torch.randn(
-                size, config.dim, generator=draw, dtype=torch.float64
-            )
+            found[f"v.{name}"] = config.start * torch.randn(size, config.dim, generator=draw, dtype=torch.float64)
         self.parameters = leaves(found)
 
     def batches(self, users: int | None, order: torch.Generator | None) -> list[Tensor]:

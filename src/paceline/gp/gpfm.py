@@ -30,7 +30,7 @@ class Gpfm(Model):
         found = {name: torch.zeros_like(value) for name, value in found.items() if name not in ("bias", "bias.user")}
         for name, size in self.layout.tables.items():
             table = torch.rand(size, self.layout.dims[name], generator=draw, dtype=torch.float64)
-            found[f"x.{name}"] = (config.start or 2.0) * table
+            found[f"x.{name}"] = config.start * table
         total, count = (
             torch.bincount(rows.user, rows.rating, minlength=users),
             torch.bincount(rows.user, minlength=users),
