@@ -378,10 +378,12 @@ def plot(study: Study, by: dict[str, Any], sets: list[str]) -> None:
                              label=label if model == "fm" else None)  # fmt: skip
                     axis.plot([x, x], [min(found), max(found)], color="black", linewidth=1.2)
         every = [v for key in by if key.startswith(f"{name}-") for v in values(by, key, "rmse")]
-        axis.set_ylim(min(every) - 0.05, max(every) + 0.02)
+        if every:
+            axis.set_ylim(min(every) - 0.05, max(every) + 0.02)
         axis.set_xticks(range(len(MODELS)), ["mean", "FM", "GPFM", "GPLVMF"])
         axis.set_title(f"{name}: test RMSE", loc="left")
-        axis.legend(frameon=False, fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
         importance(axes(figure, down, across, 2 * number + 2), by.get(f"{name}-gplvmf", []), f"{name}: ARD weights")
     for number, kind in enumerate(("categorical", "real")):
         axis = axes(figure, down, across, across * (down - 1) + 1 + number)
