@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-for _folder in ("pace", "runs", "cluster"):
+for _folder in ("pace", "runs", "cluster", "gp"):
     sys.path.insert(0, str(Path(__file__).parent / _folder))
 
 

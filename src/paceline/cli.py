@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from paceline import __version__
+from paceline.cli_factorize import factorize
 from paceline.cli_plan import plan, split
 from paceline.errors import ConfigError, DataError, Interrupted, PacelineError, RunDirError
 
@@ -58,6 +59,9 @@ def _version(value: bool) -> None:
     if value:
         typer.echo(f"paceline {__version__}")
         raise typer.Exit
+
+
+app.command()(factorize)
 
 
 @app.callback()
@@ -110,11 +114,11 @@ def _run(job: Path, config: Any, run_dir: Path | None, resume: bool, go: Callabl
     from paceline.assembly import day_files
     from paceline.inspect import truth_of
     from paceline.report.terminal import Terminal
-    from paceline.rundir import read_metrics
+    from paceline.rundir import free_run_dir, read_metrics
 
     if resume and run_dir is None:
         raise ConfigError("--resume needs --run-dir: which run is to go on?")
-    folder = run_dir or _free_run_dir(job)
+    folder = run_dir or free_run_dir(job)
     console = _console()
     signal.signal(signal.SIGTERM, _stop)
     with Terminal(console) as terminal:
@@ -171,15 +175,6 @@ app.command()(plan)
 def _stop(*_: object) -> NoReturn:
     """SIGTERM does what Ctrl-C does (also where SIGINT is ignored, as in a background job of a script)."""
     raise KeyboardInterrupt
-
-
-def _free_run_dir(job: Path) -> Path:
-    """runs/<name>-<number>, by the folder's name if the file is just called job.yaml."""
-    name = job.stem if job.stem != "job" else job.resolve().parent.name
-    number = 0
-    while (Path("runs") / f"{name}-{number}").exists():
-        number += 1
-    return Path("runs") / f"{name}-{number}"
 
 
 @app.command()
@@ -254,10 +249,9 @@ def predict(
 
 
 def _console() -> Any:
-    """The terminal, or wide lines where there is none: a table in a file is not cut."""
-    from rich.console import Console
+    from paceline.report.terminal import console_here
 
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    return console_here()
 
 
 def _rows(text: str | int) -> int:
@@ -323,6 +317,11 @@ def inspect(
     from paceline.report.terminal import account_text, print_evaluations
 
     console = _console()
+    if "://" not in path and (Path(path) / "vocabulary.json").exists():
+        from paceline.report.factorization import show
+
+        show(console, Path(path))
+        return
     if "://" not in path and Path(path).is_dir():
         run = looking.inspect_run(Path(path))
         print_evaluations(console, run.lines)

@@ -172,6 +172,15 @@ class RunDir:
                     file.write(json.dumps({"file": row.file, "line": row.line, "reason": row.reason}) + "\n")
 
 
+def free_run_dir(job: Path) -> Path:
+    """runs/<name>-<number>, by the folder's name if the file is just called job.yaml."""
+    name = job.stem if job.stem != "job" else job.resolve().parent.name
+    number = 0
+    while (Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return Path("runs") / f"{name}-{number}"
+
+
 def whole_lines(path: Path) -> list[str]:
     """The complete lines of a text file: a killed process may leave half a line at the end."""
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob as globbing
 import io
 import re
+import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,9 +59,12 @@ def expand(pattern: str, base: Path) -> list[str]:
 def open_raw(path: str) -> IO[bytes]:
     """A seekable binary file. Raises DataError if it cannot be opened."""
     try:
-        opened: Any = fsspec.open(path, "rb").open()
+        place = fsspec.open(path, "rb")
+        opened: Any = place.open()
     except (OSError, ImportError, ValueError) as error:
         raise DataError(f"{path}: cannot be opened: {error}") from error
+    # An archive (zip://member::path) is closed when its file system is forgotten: it lives as long as the member.
+    weakref.finalize(opened, lambda _: None, place.fs)
     stream: IO[bytes] = opened
     return stream
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -12,6 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from paceline.report.exchanged import bytes_table
+
+
+def console_here() -> Console:
+    """The terminal, or wide lines where there is none: a table in a file is not cut."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
 
 
 class Terminal:
