@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-
 from benchmarks.systems.worker import FIELDS, NUMBERS
 
 EXPONENT = 1.05  # an id's share falls with its rank to this power

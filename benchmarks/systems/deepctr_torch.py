@@ -1,17 +1,16 @@
 """DeepCTR-Torch: its own DeepFM and the step of its fit(), on batches that are tensors already.
 
 Its fit() takes samples out of the data set one by one, which costs more than training on them; that is left out, in its
-favour. FM and LR are its DeepFM without the deep part, and without the factor term. It has no DLRM, casts to no bf16, and
-takes ids as float32: they have to be below 2^24.
+favour. FM and LR are its DeepFM without the deep part, and without the factor term. It has no DLRM and no bf16, and takes
+ids as float32: they have to be below 2^24.
 """
 
 from __future__ import annotations
 
 import torch
+from benchmarks.systems.worker import DIM, EPS, HIDDEN, LR, NUMBERS, STD, Cycle, Data, LeftOut, Setup, serve
 from deepctr_torch.inputs import DenseFeat, SparseFeat
 from deepctr_torch.models import DeepFM
-
-from benchmarks.systems.worker import DIM, HIDDEN, LR, NUMBERS, STD, Cycle, Data, LeftOut, Setup, serve
 
 
 class DeepCtrTorch:
@@ -37,7 +36,7 @@ class DeepCtrTorch:
             l2_reg_embedding=0,
             init_std=STD,
         )
-        optimizer = torch.optim.Adagrad(self.model.parameters(), lr=LR, initial_accumulator_value=1e-6)
+        optimizer = torch.optim.Adagrad(self.model.parameters(), lr=LR, eps=EPS)
         self.model.compile(optimizer, "binary_crossentropy")
         order = list(self.model.feature_index)
         if order != [f.name for f in features]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from benchmarks.systems.networks import WIDTH, loss_of, network
+from benchmarks.systems.worker import DIM, EPS, FIELDS, LR, STD, Cycle, Data, Setup, serve
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     BoundsCheckMode,
@@ -21,11 +23,6 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-from benchmarks.systems.networks import WIDTH, loss_of, network
-from benchmarks.systems.worker import DIM, FIELDS, LR, STD, Cycle, Data, Setup, serve
-
-EPS = 1e-8
 
 
 class FbgemmTables:
@@ -66,7 +63,9 @@ class TorchRecTables:
         self.weights = list(self.tables.state_dict().values())
 
     def inputs(self, ids: Tensor) -> KeyedJaggedTensor:
-        return KeyedJaggedTensor.from_lengths_sync(self.keys, ids.t().reshape(-1), torch.ones(ids.numel(), dtype=torch.int32))
+        return KeyedJaggedTensor.from_lengths_sync(
+            self.keys, ids.t().reshape(-1), torch.ones(ids.numel(), dtype=torch.int32)
+        )
 
     def __call__(self, inputs: KeyedJaggedTensor) -> Tensor:
         return self.tables(inputs).values()
@@ -99,7 +98,7 @@ class Fbgemm:
             self.gradient = 1e-3 * torch.randn(setup.batch, FIELDS * DIM)
         else:
             self.net = network(setup.model)
-            self.optimizer = torch.optim.Adagrad(self.net.parameters(), lr=LR)
+            self.optimizer = torch.optim.Adagrad(self.net.parameters(), lr=LR, eps=EPS)
 
     def train(self, steps: int) -> list[Tensor]:
         losses = []

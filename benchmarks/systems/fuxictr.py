@@ -1,7 +1,7 @@
 """FuxiCTR: models put together from its layers as its model zoo does, and its own train_step.
 
-Its package has the layers, its repository the models. Numbers are embedded like ids in all but DLRM, which is how it has
-it; its step clips the gradient's norm. Batches are dictionaries of tensors already, as its loader hands them over.
+Its package has the layers, its repository the models. Numbers are embedded like ids in all but DLRM, as it has them;
+its step clips the gradient's norm. Batches are dictionaries of tensors already, as its loader hands them over.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
+from benchmarks.systems.worker import BOTTOM, DIM, FIELDS, HIDDEN, LR, NUMBERS, STD, Cycle, Data, LeftOut, Setup, serve
 from fuxictr.features import FeatureMap
 from fuxictr.pytorch.layers import (
     FactorizationMachine,
@@ -19,8 +20,6 @@ from fuxictr.pytorch.layers import (
 )
 from fuxictr.pytorch.models import BaseModel
 from torch import Tensor
-
-from benchmarks.systems.worker import BOTTOM, DIM, FIELDS, HIDDEN, LR, NUMBERS, STD, Cycle, Data, LeftOut, Setup, serve
 
 IDS = [f"c{i}" for i in range(FIELDS)]
 DENSE = [f"i{i}" for i in range(NUMBERS)]
@@ -37,15 +36,15 @@ class Zoo(BaseModel):
             self.linear = LogisticRegression(features, use_bias=True)
         elif name == "dlrm":
             self.embedding = FeatureEmbedding(features, DIM, init, not_required_feature_columns=DENSE)
-            self.bottom = MLP_Block(NUMBERS, output_dim=DIM, hidden_units=BOTTOM, output_activation="ReLU")
+            self.bottom = MLP_Block(NUMBERS, output_dim=DIM, hidden_units=list(BOTTOM), output_activation="ReLU")
             self.products = InnerProductInteraction(FIELDS + 1, output="inner_product")
             pairs = (FIELDS + 1) * FIELDS // 2
-            self.mlp = MLP_Block(pairs + DIM, output_dim=1, hidden_units=HIDDEN)
+            self.mlp = MLP_Block(pairs + DIM, output_dim=1, hidden_units=list(HIDDEN))
         else:
             self.embedding = FeatureEmbedding(features, DIM, init)
             self.fm = FactorizationMachine(features)
             if name == "deepfm":
-                self.mlp = MLP_Block(features.sum_emb_out_dim(), output_dim=1, hidden_units=HIDDEN)
+                self.mlp = MLP_Block(features.sum_emb_out_dim(), output_dim=1, hidden_units=list(HIDDEN))
         self.compile("adagrad", "binary_crossentropy", LR)
         self.reset_parameters()
         self.model_to_device()
@@ -77,7 +76,8 @@ class FuxiCtr:
             raise LeftOut("its optimizers are torch's: no row-wise Adagrad")
         data = Data.read(setup.folder)
         features = FeatureMap("bench", ".")
-        specs = [(name, {"type": "categorical", "source": "", "vocab_size": s}) for name, s in zip(IDS, data.sizes, strict=True)]
+        sizes = zip(IDS, data.sizes, strict=True)
+        specs = [(name, {"type": "categorical", "source": "", "vocab_size": size}) for name, size in sizes]
         features.features = OrderedDict([*specs, *((name, {"type": "numeric", "source": ""}) for name in DENSE)])
         features.labels, features.default_emb_dim = ["label"], DIM
         features.num_fields = features.get_num_fields()

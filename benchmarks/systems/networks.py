@@ -6,9 +6,8 @@ rows float32 [B, FIELDS, width]: the embedding's DIM numbers first, then the lin
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from benchmarks.systems.worker import BOTTOM, DIM, FIELDS, HIDDEN, NUMBERS
+from torch import Tensor, nn
 
 WIDTH = {"lr": 1, "fm": DIM + 1, "deepfm": DIM + 1, "dlrm": DIM, "rows": DIM}
 

@@ -1,7 +1,7 @@
 """paceline: its local runtime under a pace, from memory or from files; its rows alone; its dense part alone.
 
-`threads` worker threads with one torch thread each, one update per batch of the setup. Ids come as 64-bit hashes and are
-looked up, as in every job; the table holds every id that there is before the clock starts. Its dense inputs are twice
+`threads` worker threads with one torch thread each, one update per batch of the setup. Ids come as 64-bit hashes and are looked
+up, as in every job; the table holds every id that there is before the clock starts. Its dense inputs are twice
 the numbers: each has a flag for a missing value.
 """
 
@@ -16,9 +16,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.systems.worker import (
+    BOTTOM,
+    DIM,
+    EPS,
+    FIELDS,
+    HIDDEN,
+    LR,
+    NUMBERS,
+    STD,
+    Cycle,
+    Data,
+    LeftOut,
+    Setup,
+    serve,
+)
 from torch import Tensor
 
-from benchmarks.systems.worker import BOTTOM, DIM, FIELDS, HIDDEN, LR, NUMBERS, STD, Cycle, Data, LeftOut, Setup, serve
 from paceline import pace as p
 from paceline.assembly import Job, assemble, make_shard
 from paceline.batch import Batch, Cursor, Span
@@ -56,7 +70,10 @@ def make_job(setup: Setup, pace: str, suffix: str) -> Job:
             "categorical": [f"c{n}" for n in range(FIELDS)],
         },
         "model": {"name": model, **OPTIONS[model]},
-        "optimizer": {"sparse": {"name": setup.optimizer, "lr": LR}, "dense": {"name": "adagrad", "lr": LR}},
+        "optimizer": {
+            "sparse": {"name": setup.optimizer, "lr": LR, "eps": EPS, "initial": 0.0},
+            "dense": {"name": "adagrad", "lr": LR, "eps": EPS},
+        },
         "batch": {"global": setup.batch, "local": setup.batch if pace == "async" else setup.batch // setup.threads},
         "pace": PACES[pace],
         "workers": setup.threads,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-
 from benchmarks.systems.networks import WIDTH, loss_of, network
-from benchmarks.systems.worker import DIM, LR, STD, Cycle, Data, LeftOut, Setup, serve
+from benchmarks.systems.worker import DIM, EPS, LR, STD, Cycle, Data, LeftOut, Setup, serve
+from torch import nn
 
 
 class PlainTorch:
@@ -28,12 +27,12 @@ class PlainTorch:
                 self.table.weight[:, -1] = 0.0
         self.alone = setup.model == "rows"
         self.bf16 = setup.precision == "bf16"
-        self.optimizers = [torch.optim.Adagrad(self.table.parameters(), lr=LR, initial_accumulator_value=1e-6)]
+        self.optimizers = [torch.optim.Adagrad(self.table.parameters(), lr=LR, eps=EPS)]
         if self.alone:
             self.gradient = 1e-3 * torch.randn(setup.batch, len(data.sizes), width)
         else:
             self.net = network(setup.model)
-            self.optimizers.append(torch.optim.Adagrad(self.net.parameters(), lr=LR))
+            self.optimizers.append(torch.optim.Adagrad(self.net.parameters(), lr=LR, eps=EPS))
 
     def train(self, steps: int) -> list[torch.Tensor]:
         losses = []

@@ -24,7 +24,8 @@ import torch
 
 FIELDS, NUMBERS, DIM = 26, 13, 16
 HIDDEN, BOTTOM = (400, 400, 400), (64,)
-LR, STD = 0.01, 0.01  # of everything: one learning rate, one width of the first embeddings
+# Of everything and everybody: Adagrad from sums of 0, first embeddings of one width. (FuxiCTR's eps is torch's, 1e-10.)
+LR, EPS, STD = 0.005, 1e-8, 0.01
 
 
 @dataclass(frozen=True)
