@@ -80,13 +80,7 @@ def table(found: Measured) -> str:
         losses = " → ".join(f"{loss:.3f}" for loss in found.losses.get(system.name, []))
         name = f"**{system.name}**" if system.role == "ours" else system.name
         spread = f"{min(rates):,.0f} – {max(rates):,.0f}"
-        cells = [
-            name,
-            f"{found.median(system.name):,.0f}",
-            spread,
-            _times(found.ratio(system.name, best)),
-            _share(share),
-        ]
+        rate, ratio = f"{found.median(system.name):,.0f}", _times(found.ratio(system.name, best))
         lines.append(f"| {' | '.join([name, rate, spread, ratio, _share(share), losses])} |")
     if found.left_out:
         reasons: dict[str, list[str]] = {}

@@ -1,7 +1,7 @@
 """Start-up: `paceline --help`, and training one batch, right after installation and from then on.
 
-Whole processes on the clock, from start to exit: what is measured for the first step is `paceline train` of a log of one
-batch, so reading, checkpoint and report are in it.
+Whole processes on the clock, from start to exit: what is measured for the first step is `paceline train` of a log of
+one batch, so reading, checkpoint and report are in it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """DeepCTR-Torch: its own DeepFM and the step of its fit(), on batches that are tensors already.
 
 Its fit() takes samples out of the data set one by one, which costs more than training on them; that is left out, in its
-favour. FM and LR are its DeepFM without the deep part, and without the factor term. It has no DLRM and no bf16, and takes
-ids as float32: they have to be below 2^24.
+favour. FM and LR are its DeepFM without the deep part, and without the factor term. It has no DLRM and no bf16, and
+takes ids as float32: they have to be below 2^24.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """paceline: its local runtime under a pace, from memory or from files; its rows alone; its dense part alone.
 
-`threads` worker threads with one torch thread each, one update per batch of the setup. Ids come as 64-bit hashes and are looked
-up, as in every job; the table holds every id that there is before the clock starts. Its dense inputs are twice
+`threads` worker threads with one torch thread each, one update per batch of the setup. Ids come as 64-bit hashes and
+are looked up, as in every job; the table holds every id that there is before the clock starts. Its dense inputs are twice
 the numbers: each has a flag for a missing value.
 """
 
@@ -157,27 +157,27 @@ class Paced:
 
 
 class Threads:
-    """Steps dealt out to `threads` threads that each work as a worker does."""
+    """Steps dealt out to `threads` threads that each work as a worker does. Nothing is learned: there is no loss."""
 
-    def __init__(self, setup: Setup, step: Callable[[int, Any], Any], items: Cycle) -> None:
+    def __init__(self, setup: Setup, step: Callable[[int, Any], None], items: Cycle) -> None:
         self._pool = ThreadPoolExecutor(setup.threads, "worker", settle_thread)
         self._step, self._items, self._threads = step, items, setup.threads
 
-    def train(self, steps: int) -> list[Any]:
+    def train(self, steps: int) -> list[float]:
         items = iter(self._items.take(steps))
         lock = threading.Lock()
 
-        def body(thread: int) -> list[Any]:
-            found = []
+        def body(thread: int) -> None:
             while True:
                 with lock:
                     item = next(items, None)
                 if item is None:
-                    return found
-                found.append(self._step(thread, item))
+                    return
+                self._step(thread, item)
 
-        parts = [self._pool.submit(body, thread) for thread in range(self._threads)]
-        return [loss for part in parts for loss in part.result() if loss is not None]
+        for part in [self._pool.submit(body, thread) for thread in range(self._threads)]:
+            part.result()
+        return []
 
 
 def rows_alone(setup: Setup) -> Threads:
@@ -213,15 +213,14 @@ def dense_alone(setup: Setup) -> Threads:
         shapes = [(part.name, (batch.samples, FIELDS, part.width)) for part in job.layout.parts]
         made.append((batch, {name: STD * torch.randn(shape) for name, shape in shapes}))
 
-    def step(thread: int, item: tuple[Batch, dict[str, Tensor]]) -> float:
+    def step(thread: int, item: tuple[Batch, dict[str, Tensor]]) -> None:
         batch, rows = item
         replica, block = job.replicas[thread], blocks[thread]
         with torch.no_grad():
             replica.flat.copy_(block.flat)
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in rows.items()}
-        loss, dense, _ = replica.differentiate(batch, leaves, list(leaves.values()))
+        _, dense, _ = replica.differentiate(batch, leaves, list(leaves.values()))
         block.apply(dense, Clock(1, 1), 1.0, None)
-        return loss
 
     return Threads(setup, step, Cycle(made))
 
