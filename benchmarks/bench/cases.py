@@ -55,9 +55,11 @@ READERS = (
 )
 
 
-def training(model: str, precision: str, optimizer: str, ids: int, files: bool = False) -> Case:
+def training(model: str, precision: str, optimizer: str, ids: int, files: bool = False, quick: bool = False) -> Case:
+    """quick: without async and without TorchRec, whose kernels are FBGEMM's."""
     deep = model in ("deepfm", "dlrm")
-    systems = (*MEMORY, *(FILES if files else ()), *PEERS, *(LIMIT if deep else ()))
+    memory, peers = (MEMORY[:2], (PLAIN, FUSED[0], *LIBRARIES)) if quick else (MEMORY, PEERS)
+    systems = (*memory, *(FILES if files else ()), *peers, *(LIMIT if deep else ()))
     return Case(model, model, precision, optimizer, ids, systems)
 
 
@@ -72,12 +74,12 @@ def reading(suffix: str) -> Case:
 
 M = 1_000_000
 QUICK = [
-    training("deepfm", "bf16", "adagrad", M, files=True),
-    training("deepfm", "fp32", "adagrad", M),
-    training("deepfm", "bf16", "rowwise_adagrad", M),
-    training("dlrm", "bf16", "adagrad", M),
-    training("lr", "fp32", "adagrad", M),
-    training("fm", "fp32", "adagrad", M),
+    training("deepfm", "bf16", "adagrad", M, files=True, quick=True),
+    training("deepfm", "fp32", "adagrad", M, quick=True),
+    training("deepfm", "bf16", "rowwise_adagrad", M, quick=True),
+    training("dlrm", "bf16", "adagrad", M, quick=True),
+    training("lr", "fp32", "adagrad", M, quick=True),
+    training("fm", "fp32", "adagrad", M, quick=True),
     rows("adagrad", M),
     rows("rowwise_adagrad", M),
     reading("tsv.gz"),

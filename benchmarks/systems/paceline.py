@@ -1,8 +1,8 @@
 """paceline: its local runtime under a pace, from memory or from files; its rows alone; its dense part alone.
 
 `threads` worker threads with one torch thread each, one update per batch of the setup. Ids come as 64-bit hashes and
-are looked up, as in every job; the table holds every id that there is before the clock starts. Its dense inputs are twice
-the numbers: each has a flag for a missing value.
+are looked up, as in every job; the table holds every id that there is before the clock starts. Its dense inputs are
+twice the numbers: each has a flag for a missing value.
 """
 
 from __future__ import annotations
