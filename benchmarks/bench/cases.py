@@ -37,6 +37,9 @@ class Case:
         return ", ".join(part for part in parts if part)
 
 
+M = 1_000_000
+
+
 def ours(name: str, variant: str) -> System:
     return System(f"paceline {name}", "paceline", variant=variant, role="ours")
 
@@ -56,9 +59,10 @@ READERS = (
 
 
 def training(model: str, precision: str, optimizer: str, ids: int, files: bool = False, quick: bool = False) -> Case:
-    """quick: without async and without TorchRec, whose kernels are FBGEMM's."""
+    """quick: without TorchRec, whose kernels are FBGEMM's. async: only where every system's tables fit beside it."""
     deep = model in ("deepfm", "dlrm")
-    memory, peers = (MEMORY[:2], (PLAIN, FUSED[0], *LIBRARIES)) if quick else (MEMORY, PEERS)
+    memory = MEMORY[:2] if quick or ids > M else MEMORY
+    peers = (PLAIN, FUSED[0], *LIBRARIES) if quick else PEERS
     systems = (*memory, *(FILES if files else ()), *peers, *(LIMIT if deep else ()))
     return Case(model, model, precision, optimizer, ids, systems)
 
@@ -72,7 +76,6 @@ def reading(suffix: str) -> Case:
     return Case(f"read {suffix}", suffix, None, None, None, READERS)
 
 
-M = 1_000_000
 QUICK = [
     training("deepfm", "bf16", "adagrad", M, files=True, quick=True),
     training("deepfm", "fp32", "adagrad", M, quick=True),

@@ -46,19 +46,21 @@ def first_step(cache: Path, batch: int) -> float:
     cache.mkdir(exist_ok=True)
     log, run_dir = cache / "day_0.tsv", cache / "run"
     shutil.rmtree(run_dir, ignore_errors=True)
-    line = "\t".join(["1", *"123456789", "10", "11", "12", "13", *(f"{n:08x}" for n in range(26))])
-    log.write_text((line + "\n") * batch)
+    cells = "\t".join([*(str(n) for n in range(13)), *(f"{n:08x}" for n in range(26))])
+    log.write_text("".join(f"{row % 2}\t{cells}\n" for row in range(batch)))
     job = cache / "job.yaml"
-    values = {"data": {"format": "criteo", "days": [str(log)]}, "batch": {"global": batch}}
+    values = {"data": {"format": "criteo", "days": [str(log)]}, "batch": {"global": batch}, "evaluate": "none"}
     job.write_text(json.dumps(values))  # YAML holds JSON
     return run(["train", str(job), "--run-dir", str(run_dir)], cache)
 
 
 def run(arguments: list[str], cache: Path) -> float:
-    """Seconds of a `paceline` process. Raises CalledProcessError if it fails."""
+    """Seconds of a `paceline` process. Raises RuntimeError with what it said if it fails."""
     command = [sys.executable, "-c", "from paceline.cli import main; main()", *arguments]
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache / "numba")}
     started = time.perf_counter()
-    subprocess.run(
-        command, env={**os.environ, "NUMBA_CACHE_DIR": str(cache / "numba")}, check=True, capture_output=True
-    )
-    return time.perf_counter() - started
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    taken = time.perf_counter() - started
+    if done.returncode:
+        raise RuntimeError(f"paceline {' '.join(arguments)} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return taken

@@ -45,7 +45,7 @@ class Zoo(BaseModel):
             self.fm = FactorizationMachine(features)
             if name == "deepfm":
                 self.mlp = MLP_Block(features.sum_emb_out_dim(), output_dim=1, hidden_units=list(HIDDEN))
-        self.compile("adagrad", "binary_crossentropy", LR)
+        self.compile("Adagrad", "binary_crossentropy", LR)
         self.reset_parameters()
         self.model_to_device()
         self._max_gradient_norm = 10.0  # fit()'s own
