@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check setup bench-throughput bench-snapshot bench-simulation bench-planning evidence evidence-quick clean
+.PHONY: demo test check setup peers bench bench-quick bench-throughput bench-snapshot bench-simulation bench-planning evidence evidence-quick clean
 
 setup: $(VENV)/.ready
 
@@ -21,6 +21,19 @@ check: setup
 	$(BIN)/ruff format --check src tests examples scripts benchmarks evidence docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Environments of the peers; one that cannot be made is left out of the benchmark, whose table says so.
+peers:
+	-$(PYTHON) scripts/setup_peers.py .peers
+
+# paceline beside its peers (docs/benchmarks.md); BENCH_JSON=FILE for the list of results by itself.
+BENCH = $(BIN)/python -m benchmarks.bench $(if $(BENCH_JSON),--json $(BENCH_JSON))
+
+bench: setup peers
+	$(BENCH)
+
+bench-quick: setup peers
+	$(BENCH) --quick
 
 bench-throughput: setup
 	$(BIN)/python benchmarks/throughput.py

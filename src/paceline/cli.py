@@ -99,10 +99,11 @@ def train(
 
 def _train_groups(job: Path, overrides: list[str], groups: int, run_dir: Path | None, resume: bool) -> None:
     from paceline.groups import train_groups
+    from paceline.rundir import free_run_dir
 
     if resume and run_dir is None:
         raise ConfigError("--resume needs --run-dir: which run is to go on?")
-    folder = run_dir or _free_run_dir(job)
+    folder = run_dir or free_run_dir(job)
     typer.echo(f"run directory: {folder}")
     signal.signal(signal.SIGTERM, _stop)
     model = train_groups(job, overrides, groups, folder, resume, typer.echo)
