@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from paceline import pace as p
 from paceline.clusterconfig import ClusterConfig, InjectConfig
+from paceline.interactionsconfig import InteractionsConfig
 from paceline.keys import Strict, keyed
 from paceline.schema import Label, Multi, Numeric, Schema, criteo_schema, libsvm_schema
 
@@ -218,6 +219,7 @@ class JobConfig(Strict):
 
     data: DataConfig
     features: FeaturesConfig | None = None
+    interactions: InteractionsConfig | None = None
     model: Annotated[Named, keyed("name")] = Named(name="deepfm")
     normalise: Literal["none", "local_batch", "local_moving"] = "none"
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -245,9 +247,27 @@ class JobConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _ranks(self) -> JobConfig:
+        """Interactions are ranked: another default model, and nothing of what is for click logs."""
+        if self.interactions is None:
+            return self
+        if self.features is not None:
+            raise ValueError("features and interactions: a job has one of them; leave the other out")
+        if self.data.format in ("criteo", "libsvm"):
+            raise ValueError(f"interactions: for csv, tsv and parquet; {self.data.format} has a fixed layout")
+        if self.normalise != "none":
+            raise ValueError("normalise: interactions have no dense inputs to normalise; leave it out")
+        if "model" not in self.model_fields_set:
+            object.__setattr__(self, "model", Named(name="mrmn"))
+        return self
+
+    @model_validator(mode="after")
     def _fits(self) -> JobConfig:
-        if self.features is None and self.data.format in ("csv", "tsv", "parquet"):
-            raise ValueError(f"features: needed for {self.data.format}; `paceline inspect FILE` suggests some")
+        if self.features is None and self.interactions is None and self.data.format in ("csv", "tsv", "parquet"):
+            raise ValueError(
+                f"features: needed for {self.data.format}; `paceline inspect FILE` suggests some (or `interactions`,"
+                " to rank items for users: docs/mrmn.md)"
+            )
         if self.features is not None and self.data.format in ("criteo", "libsvm"):
             raise ValueError(f"features: {self.data.format} has a fixed layout; leave them out")
         for kind in (str, int):
@@ -276,6 +296,8 @@ class JobConfig(Strict):
 
     def log_schema(self) -> Schema:
         """What the columns mean."""
+        if self.interactions is not None:
+            return self.interactions.build(self.seed).schema()
         if self.features is None:
             return criteo_schema() if self.data.format == "criteo" else libsvm_schema()
         f = self.features
@@ -291,6 +313,8 @@ class JobConfig(Strict):
         """The resolved configuration, with every default written out."""
         values = self.model_dump(mode="json", by_alias=True)
         values["batch"]["local"] = self.local_batch
+        if self.interactions is None:
+            del values["interactions"]
         if self.cluster is None:
             del values["cluster"]
         elif self.cluster.security.token is not None and not self.cluster.security.token.startswith(("env:", "file:")):

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,6 +56,24 @@ class Log:
             needed = tuple(c for c in needed if c != label)
         return read_delimited(path, file, dialect, needed)
 
+    def batches(self, files: list[str], plan: Plan) -> Generator[Batch]:
+        """See `day_batches`."""
+        begin = min([plan.start, *(span.start for span in plan.again)])
+        blocks = _Ahead(lambda: _blocks(self, files, begin))
+        try:
+            yield from _held(_Cutter(self, plan), blocks, files, plan)
+        finally:
+            blocks.close()
+
+
+class Source(Protocol):
+    """What gives the batches of a day: a `Log`, or interactions with what is drawn beside them."""
+
+    @property
+    def schema(self) -> Schema: ...
+
+    def batches(self, files: list[str], plan: Plan) -> Generator[Batch]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -73,17 +91,12 @@ class Plan:
     frozen: bool = False
 
 
-def day_batches(log: Log, files: list[str], plan: Plan) -> Generator[Batch]:
+def day_batches(source: Source, files: list[str], plan: Plan) -> Generator[Batch]:
     """The batches of a day, in order. The last one may be short. Reading goes on ahead in other threads.
 
     Raises DataError for what is wrong with a file, or with a row unless bad rows are skipped.
     """
-    begin = min([plan.start, *(span.start for span in plan.again)])
-    blocks = _Ahead(lambda: _blocks(log, files, begin))
-    try:
-        yield from _held(_Cutter(log, plan), blocks, files, plan)
-    finally:
-        blocks.close()
+    return source.batches(files, plan)
 
 
 def _blocks(log: Log, files: list[str], begin: Cursor) -> Iterator[Block]:
