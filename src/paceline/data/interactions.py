@@ -239,7 +239,7 @@ def _hold_out(
 def _fewer(tests: Tests, most: int, seed: int) -> Tests:
     """At most so many of each type, drawn."""
     keys = np.empty(len(tests.users), np.uint64)
-    kernels.order_keys(seed, 2**64 - 1, keys)
+    kernels.order_keys(seed, -1, keys)  # of no epoch
     chosen = [np.sort(mine[np.argsort(keys[mine], kind="stable")[:most]])
               for t in np.unique(tests.types) for mine in [np.flatnonzero(tests.types == t)]]  # fmt: skip
     at = np.concatenate([np.zeros(0, np.int64), *chosen])

@@ -100,7 +100,7 @@ def draw_candidates(seed, rows, positives, starts, found, items, out):
         free = items - (starts[row + 1] - starts[row])
         if free - (not holds(starts, found, row, positives[t])) < out.shape[1]:
             return t
-        state = _stream(seed, U(0xFFFFFFFFFFFFFFFF), U(t))
+        state = _stream(seed, -1, t)
         for k in range(out.shape[1]):
             fresh = False
             while not fresh:
