@@ -31,7 +31,7 @@ bench-snapshot: setup
 bench-simulation: setup
 	$(BIN)/python benchmarks/simulation.py
 
-EVIDENCE = gba_switch gba_criteo stragglers swap three_thousand_grid three_thousand
+EVIDENCE = gba_switch gba_criteo stragglers swap three_thousand_grid three_thousand mrmn
 
 # About four hours on two cores; what was run before is not run again.
 evidence: setup
