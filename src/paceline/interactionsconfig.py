@@ -59,7 +59,7 @@ class InteractionsConfig(Strict):
         twice = sorted({c for c in columns if columns.count(c) > 1})
         if twice:
             raise ValueError(f"column {twice[0]!r} is used twice")
-        if self.type is None and "types" in self.model_fields_set:
+        if self.type is None and self.types != [ONE_TYPE]:  # a resolved configuration has it written out
             raise ValueError("types: without `type`, the column that tells types apart, there is one type only")
         if self.type is not None and "types" not in self.model_fields_set:
             raise ValueError("types: needed with `type`: its values, the weakest feedback first, such as [view, buy]")

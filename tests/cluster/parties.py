@@ -117,7 +117,9 @@ def train_days(
     moments = no_moments(len(job.schema.dense))
     for day, files in enumerate(job.days):
         before_day(day, coordinator)
-        with contextlib.closing(day_batches(job.log, files, Plan(day, config.local_batch, moments=moments))) as source:
+        with contextlib.closing(
+            day_batches(job.source, files, Plan(day, config.local_batch, moments=moments))
+        ) as source:
             body.run_day(coordinator, source, lambda: None)
         moments = coordinator.next_span.moments
         statistics.export()

@@ -1,7 +1,7 @@
 """Files of interactions to arrays: who gave which item what feedback, what is trained on and what is held out.
 
-The whole set is held in memory, since an epoch is a shuffle of it and a negative must be known to be one: about 21
-bytes for each interaction, and 8 for each user and type. See docs/design/0006-mrmn.md.
+The whole set is held in memory, since an epoch is a shuffle of it and a negative must be known to be one; what that
+takes is in docs/design/0006-mrmn.md.
 """
 
 from __future__ import annotations

@@ -26,10 +26,8 @@ def ranking_table(lines: list[dict[str, Any]]) -> Table:
     """A row for each evaluation and type."""
     shown = [line for line in lines if line["event"] == "evaluation" and line.get("ranking")]
     first = next(iter(shown[0]["ranking"]["types"].values()))
-    title = (
-        f"What was held out, ranked among all {first['all']['items']:,} items, and among {first['sampled']['items']}"
-    )
-    table = Table(title=f"{title} drawn ones", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    among = f"{first['all']['items']:,} items and among {first['sampled']['items']} drawn"
+    table = Table(title=f"Ranked among all {among}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("epochs", justify="right")
     table.add_column("type")
     table.add_column("tests", justify="right")

@@ -20,18 +20,21 @@ TYPES = ["view", "cart", "buy"]
 ROWS = 1500
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory):
+def interactions_log(folder):
     """Users and items of four kinds; who buys an item of the own kind has viewed others of it."""
     rng = np.random.default_rng(3)
     users, items = rng.integers(0, 60, ROWS), rng.integers(0, 120, ROWS)
     own = rng.random(ROWS) < 0.9
     items = np.where(own, items - items % 4 + users % 4, items)
     kinds = rng.choice(TYPES, ROWS, p=[0.6, 0.2, 0.2])
-    folder = tmp_path_factory.mktemp("log")
     frame = pl.DataFrame({"user": users, "item": items, "type": kinds, "when": np.arange(ROWS)})
     frame.write_csv(folder / "log.csv")
     return folder
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return interactions_log(tmp_path_factory.mktemp("log"))
 
 
 def job(**changes):
@@ -195,6 +198,42 @@ def test_a_finished_run_is_evaluated_on_files(tmp_path, log):
     assert told["margins/view"] == 0.5
     with pytest.raises(RunDirError, match="ranks items and predicts no clicks"):
         predict_run(tmp_path / "run", [str(tmp_path / "test.csv")], tmp_path / "p.parquet")
+
+
+def test_feedback_of_one_type(tmp_path, log):
+    """Without a column of types; what the run keeps of its configuration is read again."""
+    rows = pl.read_csv(log / "log.csv").filter(pl.col("type") == "view")
+    rows.select("user", "item").write_csv(tmp_path / "log.csv")
+    values = {"user": "user", "item": "item", "holdout": {"rows": "random"}, "ranking": {"candidates": 20}}
+    end = train(job(interactions=values), tmp_path, tmp_path / "run")
+    assert list(end["ranking"]["types"]) == ["interaction"]
+    rows.select("user", "item").head(30).write_csv(tmp_path / "test.csv")
+    told = evaluate_run(tmp_path / "run", [str(tmp_path / "test.csv")])
+    assert told["types/interaction/tests"] == 30
+
+
+def test_what_a_person_sees(tmp_path, log, capsys):
+    import sys
+
+    from paceline.cli import main
+    from paceline.report.compare import compare_runs
+
+    (tmp_path / "job.yaml").write_text(job(data={"format": "csv", "days": str(log / "log.csv")}).to_yaml())
+    for words in (["train", str(tmp_path / "job.yaml"), "--run-dir"], ["inspect"]):
+        sys.argv = ["paceline", *words, str(tmp_path / "run")]
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr().out
+        assert ended.value.code == 0
+        assert "Ranked among all 120 items and among 20 drawn" in told
+        assert "HR@5" in told
+    pl.read_csv(log / "log.csv").head(40).write_csv(tmp_path / "test.csv")
+    sys.argv = ["paceline", "evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "test.csv")]
+    with pytest.raises(SystemExit):
+        main()
+    assert "types/buy/all/hr@10" in capsys.readouterr().out
+    with pytest.raises(RunDirError, match="ranks items, so there is no AUC to compare"):
+        compare_runs([tmp_path / "run", log])
 
 
 def test_nothing_held_out_nothing_ranked(tmp_path, log):
