@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(p.stem for p in (ROOT / "evidence").glob("*.py") if p.stem != "harness")
 DATA = Path(os.environ.get("PACELINE_DATA", ROOT.parent / "shared" / "data"))
+NEEDED = {"gba_criteo": ("criteo",), "gp_factorization": ("context",), "mrmn": ("retailrocket", "tmall")}
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,9 @@ def work(tmp_path_factory):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_quick_mode(script, work):
-    needed = {"gba_criteo": "criteo", "gp_factorization": "context"}.get(script)
-    if needed and not (DATA / needed).exists():
-        pytest.skip(f"no folder {needed} in {DATA} (set PACELINE_DATA)")
+    for name in NEEDED.get(script, ()):
+        if not (DATA / name).exists():
+            pytest.skip(f"no {name} in {DATA} (set PACELINE_DATA)")
     done = subprocess.run(
         [sys.executable, str(ROOT / "evidence" / f"{script}.py"), "--quick", "--jobs", "2"],
         env={**os.environ, "PACELINE_EVIDENCE": str(work)},

@@ -78,3 +78,17 @@ def test_job_md_is_a_valid_job_with_every_key():
     assert set(values["batch"]) == {f.alias or n for n, f in BatchConfig.model_fields.items()}
     del values["features"]
     check(values, "docs/job.md")
+
+
+def test_mrmn_md_has_a_valid_job_with_every_key():
+    import yaml
+
+    from paceline.interactionsconfig import HoldoutConfig, InteractionsConfig, RankingConfig
+    from paceline.jobfile import check
+
+    values = yaml.safe_load((ROOT / "docs" / "mrmn.md").read_text().split("```yaml")[1].split("```")[0])
+    given = values["interactions"]
+    assert set(given) == set(InteractionsConfig.model_fields) - {"test"}  # which goes without a holdout
+    assert set(given["holdout"]) == set(HoldoutConfig.model_fields)
+    assert set(given["ranking"]) == set(RankingConfig.model_fields)
+    check(values, "docs/mrmn.md")

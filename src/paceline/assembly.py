@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from paceline.config import JobConfig
+from paceline.data.draw import InteractionLog
 from paceline.data.files import expand
-from paceline.data.stream import Log
+from paceline.data.stream import Log, Source
 from paceline.data.text import Dialect
 from paceline.errors import ConfigError
 from paceline.exchange.direct import DirectRoute
-from paceline.models.base import Inputs, Model, Normalised
+from paceline.models.base import Inputs, Model, Normalised, Part
 from paceline.models.drawing import drawing
 from paceline.models.normalise import LocalBatchNorm
 from paceline.models.registry import build_model
@@ -38,7 +39,7 @@ class Job:
 
     config: JobConfig
     schema: Schema
-    log: Log
+    source: Source
     days: list[list[str]]
     layout: Layout
     route: Store
@@ -55,10 +56,26 @@ class Job:
     def shard(self) -> Shard:
         return self.direct.shard
 
+    @property
+    def log(self) -> Log:
+        """How a job of labelled rows reads them."""
+        assert isinstance(self.source, Log)
+        return self.source
+
+    @property
+    def interactions(self) -> InteractionLog | None:
+        """How a job of interactions reads them."""
+        return self.source if isinstance(self.source, InteractionLog) else None
+
 
 def day_files(config: JobConfig, base: Path) -> list[list[str]]:
-    """The files of each day, in time order. Raises DataError if a pattern matches nothing."""
+    """The files of each day, in time order; of interactions, all files for each epoch. Raises DataError if a pattern
+    matches nothing."""
     days = config.data.days
+    if config.interactions is not None:
+        groups = [days] if isinstance(days, str) else [[day] if isinstance(day, str) else day for day in days]
+        patterns = [pattern for group in groups for pattern in ([group] if isinstance(group, str) else group)]
+        return [[path for pattern in patterns for path in expand(pattern, base)]] * config.interactions.epochs
     if isinstance(days, str):
         return [[path] for path in expand(days, base)]
     found = []
@@ -68,17 +85,31 @@ def day_files(config: JobConfig, base: Path) -> list[list[str]]:
     return found
 
 
+def make_source(config: JobConfig, base: Path) -> Source:
+    """How the job's files are read. Raises DataError if a test file of interactions is not there."""
+    given = config.interactions
+    if given is None:
+        return make_log(config)
+    tests = [path for pattern in given.tests for path in expand(pattern, base, "interactions.test")]
+    skip = config.data.on_bad_row == "skip"
+    return InteractionLog(given.build(config.seed), make_dialect(config), skip, tests, given.ranking.most)
+
+
 def make_log(config: JobConfig) -> Log:
-    """How the job's files are read."""
-    data, schema = config.data, config.log_schema()
-    dialect = None
+    """How the files of labelled rows are read."""
+    return Log(config.data.format, config.log_schema(), make_dialect(config), config.data.on_bad_row == "skip")
+
+
+def make_dialect(config: JobConfig) -> Dialect | None:
+    """Of text with columns; None for other formats."""
+    data = config.data
     match data.format:
         case "criteo":
-            dialect = Dialect("\t", None, CRITEO_COLUMNS)
+            return Dialect("\t", None, CRITEO_COLUMNS)
         case "csv" | "tsv":
             delimiter = data.delimiter or ("," if data.format == "csv" else "\t")
-            dialect = Dialect(delimiter, data.quote, tuple(data.columns) if data.columns else None)
-    return Log(data.format, schema, dialect, data.on_bad_row == "skip")
+            return Dialect(delimiter, data.quote, tuple(data.columns) if data.columns else None)
+    return None
 
 
 def sparse_optimizer(name: str, options: dict[str, Any]) -> SparseOptimizer:
@@ -109,7 +140,8 @@ def make_model(config: JobConfig, inputs: Inputs) -> Model:
 def make_inputs(config: JobConfig) -> Inputs:
     """What the model is built for."""
     schema = config.log_schema()
-    return Inputs(schema.fields, schema.dense_width, config.normalise)
+    types = () if config.interactions is None else tuple(config.interactions.types)
+    return Inputs(schema.fields, schema.dense_width, config.normalise, types)
 
 
 def make_shard(config: JobConfig, index: int = 0, shards: int = 1) -> Shard:
@@ -121,11 +153,27 @@ def make_shard(config: JobConfig, index: int = 0, shards: int = 1) -> Shard:
     bounds = np.concatenate([np.full(part.width, part.std * 3**0.5, np.float32) for part in parts])
     sparse = config.optimizer.sparse
     optimizer = sparse_optimizer(sparse.name, dict(sparse.options))
-    table = Table(bounds, optimizer, config.drawn_seed)
+    table = Table(bounds, optimizer, config.drawn_seed, balls=_balls(parts, optimizer))
     dense_options = {key: _maybe_number(key, value) for key, value in config.optimizer.dense.options.items()}
     dense = DenseBlock(model, make_optimizer(config.optimizer.dense.name, dense_options, model, names), names)
     _check_weights(config, optimizer, dense)
     return Shard(table, dense, sparse.reduce)
+
+
+def _balls(parts: tuple[Part, ...], optimizer: SparseOptimizer) -> tuple[tuple[int, int, float], ...]:
+    """Where rows are kept short (`Part.max_norm`). Raises ConfigError if the optimizer would not notice."""
+    stops = np.cumsum([part.width for part in parts]).tolist()
+    found = [
+        (stop - part.width, stop, part.max_norm)
+        for part, stop in zip(parts, stops, strict=True)
+        if part.max_norm is not None
+    ]
+    if found and optimizer.closed_form:
+        raise ConfigError(
+            "optimizer.sparse.name: the model keeps its rows in a ball, which does not go with an optimizer whose"
+            " weights are a function of sums of gradients; use adam, adagrad, rowwise_adagrad, rmsprop or sgd"
+        )
+    return tuple(found)
 
 
 def make_replica(config: JobConfig) -> Replica:
@@ -149,11 +197,12 @@ def assemble(config: JobConfig, base: Path, replicas: int | None = None, store: 
     """Everything a run needs, nothing started. base: what relative paths in the configuration are relative to;
     replicas: of the model (default: one for each worker); store: where the parameters are (default: in this process).
     """
-    log = make_log(config)
+    source = make_source(config, base)
     route = DirectRoute(make_shard(config)) if store is None else store
     made = make_replicas(config, config.workers if replicas is None else replicas)
     layout = made[0].layout
-    return Job(config, log.schema, log, day_files(config, base), layout, route, made, Statistics(made[0].statistics))
+    statistics = Statistics(made[0].statistics)
+    return Job(config, source.schema, source, day_files(config, base), layout, route, made, statistics)
 
 
 def _check_weights(config: JobConfig, rows: SparseOptimizer, dense: DenseBlock) -> None:

@@ -13,6 +13,7 @@ from paceline import pace as p
 from paceline.clusterconfig import ClusterConfig, InjectConfig
 from paceline.codistillconfig import CodistillConfig
 from paceline.data.share import Share
+from paceline.interactionsconfig import InteractionsConfig
 from paceline.keys import Strict, keyed
 from paceline.schema import Label, Multi, Numeric, Schema, criteo_schema, libsvm_schema
 
@@ -242,6 +243,7 @@ class JobConfig(Strict):
 
     data: DataConfig
     features: FeaturesConfig | None = None
+    interactions: InteractionsConfig | None = None
     model: Annotated[Named, keyed("name")] = Named(name="deepfm")
     normalise: Literal["none", "local_batch", "local_moving"] = "none"
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -270,9 +272,27 @@ class JobConfig(Strict):
         return self
 
     @model_validator(mode="after")
+    def _ranks(self) -> JobConfig:
+        """Interactions are ranked: another default model, and nothing of what is for click logs."""
+        if self.interactions is None:
+            return self
+        if self.features is not None:
+            raise ValueError("features and interactions: a job has one of them; leave the other out")
+        if self.data.format in ("criteo", "libsvm"):
+            raise ValueError(f"interactions: for csv, tsv and parquet; {self.data.format} has a fixed layout")
+        if self.normalise != "none":
+            raise ValueError("normalise: interactions have no dense inputs to normalise; leave it out")
+        if "model" not in self.model_fields_set:
+            object.__setattr__(self, "model", Named(name="mrmn"))
+        return self
+
+    @model_validator(mode="after")
     def _fits(self) -> JobConfig:
-        if self.features is None and self.data.format in ("csv", "tsv", "parquet"):
-            raise ValueError(f"features: needed for {self.data.format}; `paceline inspect FILE` suggests some")
+        if self.features is None and self.interactions is None and self.data.format in ("csv", "tsv", "parquet"):
+            raise ValueError(
+                f"features: needed for {self.data.format}; `paceline inspect FILE` suggests some (or `interactions`,"
+                " to rank items for users: docs/mrmn.md)"
+            )
         if self.features is not None and self.data.format in ("criteo", "libsvm"):
             raise ValueError(f"features: {self.data.format} has a fixed layout; leave them out")
         for kind in (str, int):
@@ -284,6 +304,12 @@ class JobConfig(Strict):
                 f"batch.global ({self.batch.global_}) must be a multiple of batch.local ({self.local_batch}),"
                 " so that one update is one global batch"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _no_lessons(self) -> JobConfig:
+        if self.codistill is not None and self.interactions is not None:
+            raise ValueError("codistill: teachers predict clicks, and interactions are ranked; leave one of them out")
         return self
 
     @property
@@ -320,6 +346,8 @@ class JobConfig(Strict):
 
     def log_schema(self) -> Schema:
         """What the columns mean."""
+        if self.interactions is not None:
+            return self.interactions.build(self.seed).schema()
         if self.features is None:
             return criteo_schema() if self.data.format == "criteo" else libsvm_schema()
         f = self.features
@@ -335,8 +363,9 @@ class JobConfig(Strict):
         """The resolved configuration, with every default written out."""
         values = self.model_dump(mode="json", by_alias=True)
         values["batch"]["local"] = self.local_batch
-        if self.codistill is None:
-            del values["codistill"]
+        for key in ("codistill", "interactions"):
+            if values[key] is None:
+                del values[key]
         if self.cluster is None:
             del values["cluster"]
         elif self.cluster.security.token is not None and not self.cluster.security.token.startswith(("env:", "file:")):

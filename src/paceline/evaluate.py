@@ -24,6 +24,7 @@ from paceline.data.stream import Plan, day_batches
 from paceline.errors import DataError, RunDirError
 from paceline.jobfile import check
 from paceline.metrics import Counters
+from paceline.rankings import flat, rank_tests
 from paceline.rundir import CONFIG, storing
 from paceline.runtimes.scoring import score
 
@@ -69,8 +70,9 @@ class Trained:
 def load_run(run: Path, workers: int | None = None) -> Trained:
     """Load a run directory for scoring. Raises RunDirError if there is no run or no checkpoint in it."""
     config = run_config(run)
-    # The days of the run itself are not read again: only its schema and state are needed.
-    config = config.model_copy(update={"data": config.data.model_copy(update={"days": []})})
+    if config.interactions is None:
+        # The days of the run itself are not read again: only its schema and state are needed.
+        config = config.model_copy(update={"data": config.data.model_copy(update={"days": []})})
     threads = workers or min(config.workers, os.cpu_count() or 1)  # a run may have had thousands of virtual workers
     job = assemble(config, run, threads)
     loaded = checkpoint.load(run / "checkpoints", job.shard, dense_optimizer=False, statistics=job.statistics)
@@ -97,9 +99,13 @@ def run_config(run: Path) -> JobConfig:
 
 
 def evaluate_run(run: Path | str, data: list[str], workers: int | None = None) -> dict[str, Any]:
-    """Metrics of a run's newest checkpoint on the files that `data` (paths, globs or URLs) names."""
+    """Metrics of a run's newest checkpoint on the files that `data` (paths, globs or URLs) names; of interactions,
+    those of `paceline.rankings.rank_tests` by names with slashes, ranked among the items that the run was trained on
+    (its files are read again) and these."""
     trained = load_run(Path(run), workers)
     files = [path for pattern in data for path in expand(pattern, Path.cwd())]
+    if trained.job.interactions is not None:
+        return flat(rank_tests(trained.job, trained.job.days[0], files))
     return evaluate_files(trained.job, files, 0, trained.moments).result()
 
 
@@ -110,6 +116,8 @@ def predict_run(run: Path | str, data: list[str], out: Path | str, workers: int 
     out = Path(out)
     if out.exists() and not out.is_file():
         raise RunDirError(f"{out}: not a plain file; name another --out")
+    if run_config(Path(run)).interactions is not None:
+        raise RunDirError(f"{run}: its model ranks items and predicts no clicks; use `paceline evaluate`")
     trained = load_run(Path(run), workers)
     files = [path for pattern in data for path in expand(pattern, Path.cwd())]
     # Neither the label nor the group is needed for a score.

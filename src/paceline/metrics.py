@@ -116,3 +116,14 @@ def gauc(parts: list[tuple[npt.NDArray[np.int64], Floats, npt.NDArray[np.bool_]]
     clicks, sums, counts = clicks[both], sums[both], counts[both]
     auc = (sums - clicks * (clicks + 1) / 2) / (clicks * (counts - clicks))
     return float(np.sum(auc * counts) / np.sum(counts))
+
+
+def ranking_metrics(ranks: npt.NDArray[np.float64], at: list[int]) -> dict[str, float]:
+    """hr@k and ndcg@k of held-out items at these ranks (from 1; half ranks are ties), [n]: the share that is among the
+    first k, and the mean of 1 / log2(rank + 1) over those, 0 for the others (one relevant item: the ideal is 1)."""
+    found: dict[str, float] = {}
+    for k in at:
+        hit = ranks <= k
+        found[f"hr@{k}"] = float(hit.mean())
+        found[f"ndcg@{k}"] = float(np.where(hit, 1.0 / np.log2(ranks + 1.0), 0.0).mean())
+    return found

@@ -8,8 +8,19 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from paceline.assembly import Job
 from paceline.config import JobConfig
 from paceline.errors import RunDirError
+
+
+def resolved(job: Job) -> JobConfig:
+    """The job's configuration with the files themselves for the patterns, so that it means the same anywhere."""
+    config, interactions = job.config, job.config.interactions
+    days = job.days if interactions is None else job.days[:1]
+    if interactions is not None and job.interactions is not None and interactions.test is not None:
+        interactions = interactions.model_copy(update={"test": job.interactions.tests})
+    data = config.data.model_copy(update={"days": days})
+    return config.model_copy(update={"data": data, "interactions": interactions})
 
 
 def check_same_job(old: JobConfig, new: JobConfig, run_dir: Path) -> None:
@@ -21,6 +32,7 @@ def check_same_job(old: JobConfig, new: JobConfig, run_dir: Path) -> None:
         ("data.quote", old.data.quote, new.data.quote),
         ("data.columns", old.data.columns, new.data.columns),
         ("features", old.features, new.features),
+        ("interactions", _fixed(old), _fixed(new)),
         ("model", old.model, new.model),
         ("normalise", old.normalise, new.normalise),
         ("optimizer.sparse.name", old.optimizer.sparse.name, new.optimizer.sparse.name),
@@ -33,6 +45,13 @@ def check_same_job(old: JobConfig, new: JobConfig, run_dir: Path) -> None:
         if before != now:
             path, was, is_now = _difference(key, before, now)
             raise RunDirError(f"{run_dir}: {path} was {was!r} and is now {is_now!r}; a run cannot go on with another")
+
+
+def _fixed(config: JobConfig) -> Any:
+    """What of `interactions` says which samples there are; epochs may be added, and rankings be others."""
+    if config.interactions is None:
+        return None
+    return config.interactions.model_dump(exclude={"epochs", "ranking", "test"})
 
 
 def file_names(days: list[list[str]]) -> list[list[str]]:

@@ -78,6 +78,7 @@ class Schema:
     multi: tuple[Multi, ...] = ()
     group: str | None = None
     free: bool = True  # the user chose the columns; False: the format has a fixed layout
+    made: int = 0  # dense inputs that the loader makes itself
 
     @property
     def bucketed(self) -> tuple[str, ...]:
@@ -99,8 +100,8 @@ class Schema:
 
     @property
     def dense_width(self) -> int:
-        """Inputs of the dense part that come from numbers: value and missing flag of each."""
-        return 2 * len(self.dense)
+        """Inputs of the dense part: value and missing flag of each number, and what the loader makes."""
+        return 2 * len(self.dense) + self.made
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -110,6 +111,42 @@ class Schema:
         if self.group is not None:
             names.append(self.group)
         return tuple(dict.fromkeys(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Holdout:
+    """Of each user and each of `types` (numbers) one interaction is kept for the ranking, if the user has feedback of
+    that type on two items or more. last: the latest one, else one at random; all_types: what the user has told of that
+    item by other types is not trained on either."""
+
+    last: bool
+    types: tuple[int, ...]
+    all_types: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Interactions:
+    """Feedback of users on items: columns, types from the weakest to the strongest, numbers of the target and of the
+    types that are trained on. negatives: items drawn for each interaction; harder: share of them that is drawn from
+    the user's items of weaker feedback where there are some; seed: of all draws."""
+
+    user: str
+    item: str
+    type: str | None
+    types: tuple[str, ...]
+    target: int
+    trained: tuple[int, ...]
+    time: str | None
+    negatives: int
+    harder: float
+    holdout: Holdout | None
+    seed: int
+
+    def schema(self) -> Schema:
+        """What a batch of samples looks like: fields user, item and one for each negative; one dense input, the number
+        of the type; the label is 1."""
+        drawn = tuple(f"{self.item} drawn {k}" for k in range(1, self.negatives + 1))
+        return Schema(Label(""), categorical=(self.user, self.item, *drawn), made=1)
 
 
 CRITEO_COLUMNS = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27)))

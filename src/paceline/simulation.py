@@ -119,7 +119,7 @@ def _measure(config: JobConfig, base: Path) -> tuple[float, float]:
     for size in sizes:
         plan = Plan(0, size, moments=no_moments(len(job.schema.dense)))
         seconds = []
-        with contextlib.closing(day_batches(job.log, job.days[0], plan)) as source:
+        with contextlib.closing(day_batches(job.source, job.days[0], plan)) as source:
             for batch, _ in zip(source, range(_ROUNDS), strict=False):
                 for _ in range(2):  # the first time compiles and warms up
                     started = time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ from paceline.config import JobConfig
 from paceline.curves import Curves
 from paceline.data.moments import no_moments
 from paceline.data.stream import FIRST, Plan, day_batches
+from paceline.endings import check_account, unforeseen
 from paceline.errors import ClusterLost, LossError, PacelineError, RunDirError, StorageError, TrainingError
 from paceline.evaluate import evaluate_files, need_both_classes, run_config
 from paceline.faults import worker_faults
 from paceline.keeper import Keeper
 from paceline.lessons import Lessons
-from paceline.resume import check_same_days, check_same_job, file_names
-from paceline.rundir import CHECKPOINTS, RunDir, storing
+from paceline.rankings import flat, rank_tests
+from paceline.resume import check_same_days, check_same_job, file_names, resolved
+from paceline.rundir import CHECKPOINTS, RunDir
 from paceline.runtimes.body import Body, Store
 from paceline.runtimes.coordinator import Coordinator
 from paceline.runtimes.local import LocalBody
@@ -125,10 +126,7 @@ class Trainer:
             self.watcher.note(
                 f"resumed from {loaded.path.name}: day {self.day}, {machine.account.read:,} settled, {pace.name}"
             )
-        # With the files themselves for the patterns, so that the configuration means the same anywhere.
-        data = self.config.data.model_copy(update={"days": self.job.days})
-        resolved = self.config.model_copy(update={"data": data})
-        self.run.begin(resolved.to_yaml(), lines, trace_bytes, self.day, machine.account.read)
+        self.run.begin(resolved(self.job).to_yaml(), lines, trace_bytes, self.day, machine.account.read)
         self.run.trace(p.start_line(machine))
         self.curves = Curves(self.run.path / "curves", machine.account.read if loaded else None)
         self.coordinator = Coordinator(
@@ -162,6 +160,8 @@ class Trainer:
                     self._one_day()
                 except BaseException as error:
                     raise self._stopped(error) from error
+            if self.job.interactions is not None and not self.evaluated:
+                self._rank()  # the last epoch has no next one to be evaluated before
             return self._end()
         finally:
             self._keeper.close()
@@ -169,11 +169,14 @@ class Trainer:
 
     def _one_day(self) -> None:
         if not self.evaluated and self.day > 0 and self.config.evaluate == "next_day":
-            self._evaluate()
+            if self.job.interactions is None:
+                self._evaluate()
+            else:
+                self._rank()
         self.evaluated = True
         self._switching.follow_plan(self.coordinator, self.day)
         self._train_day()
-        if self.config.evaluate == "next_day":
+        if self.config.evaluate == "next_day" and self.job.interactions is None:
             need_both_classes(self.seen[0], self.seen[1], self.job.days[self.day], self.day)
         self.day, self.evaluated, self.seen = self.day + 1, False, [0, 0]
         self.next = Span(self.day, FIRST, FIRST, self._moments())
@@ -184,11 +187,24 @@ class Trainer:
         files = self.job.days[self.day]
         counters = evaluate_files(self.job, files, self.day, self.next.moments)
         need_both_classes(counters.rows, counters.positive_rows, files, self.day)
-        self._last_result = counters.result()
+        self._told(counters.result())
+
+    def _rank(self) -> None:
+        """After an epoch: rank what was held out, if anything was and it is this epoch's turn."""
+        given, last = self.config.interactions, self.day == len(self.job.days)
+        assert given is not None
+        if self.config.evaluate == "next_day" and (last or self.day % given.ranking.every == 0):
+            result = rank_tests(self.job, self.job.days[0])
+            if result:
+                self._told({"ranking": result})
+
+    def _told(self, result: dict[str, Any]) -> None:
+        """Write an evaluation's line."""
+        self._last_result = result
         line = self._line("evaluation", self._day_rate)
         self.run.metrics(line)
         self.evaluated = True  # from here on a resume does not evaluate this day again
-        self.curves.add("evaluation", self._last_result, line["samples_read"])
+        self.curves.add("evaluation", flat(self._last_result), line["samples_read"])
         self.watcher.line(line)
 
     def _train_day(self) -> None:
@@ -199,7 +215,7 @@ class Trainer:
         plan = Plan(*place, again=tuple(self.again), share=self.config.share)
         self._day_started = started
         try:
-            with contextlib.closing(day_batches(self.job.log, self.job.days[self.day], plan)) as source:
+            with contextlib.closing(day_batches(self.job.source, self.job.days[self.day], plan)) as source:
                 self.body.run_day(self.coordinator, source, self._watch)
         finally:
             took = time.monotonic() - started
@@ -314,7 +330,8 @@ class Trainer:
         if isinstance(error, LossError):
             left = checkpoint.set_aside(self._keeper.folder, self.coordinator.progress.sound)
             way_on = f"go on from version {left.name} with --resume and lower rates" if left else "nothing was kept"
-            where = f" in {self.job.days[self.day][error.file]}" if error.file is not None else ""
+            told = error.file is not None and self.job.interactions is None  # an epoch's rows are of all files
+            where = f" in {self.job.days[self.day][error.file or 0]}" if told else ""
             return LossError(f"{error}{where}\n({way_on})")
         way_on = "go on with --resume from the last checkpoint"
         if not self.coordinator.machine.version and not self.coordinator.settling:
@@ -325,7 +342,7 @@ class Trainer:
             self._keeper.wait()
             machine = self.coordinator.machine
             account = machine.account
-            self._check_account(machine.in_flight)
+            check_account(account, machine.in_flight)
             way_on = (
                 f"everything until here is kept: {account.read:,} samples read = {account.applied:,} applied"
                 f" + {account.dropped:,} dropped + {machine.in_flight:,} under way, {account.updates:,} updates;"
@@ -335,24 +352,7 @@ class Trainer:
             return KeyboardInterrupt(f"interrupted; {way_on}")
         if isinstance(error, PacelineError):
             return type(error)(f"{error}\n({way_on})")
-        if isinstance(error, MemoryError):
-            size = f"{self.job.route.bytes >> 20:,} MB for {self.job.route.ids:,} ids"
-            return TrainingError(
-                f"out of memory ({error}); the table holds {size}. Use a smaller model.dim, rowwise_adagrad, fewer"
-                f" workers or a smaller batch.local\n({way_on})"
-            )
-        log = self.run.path / "error.log"
-        with storing(log):
-            log.write_text("".join(traceback.format_exception(error)))
-        return TrainingError(f"a worker failed: {type(error).__name__}: {error} (traceback in {log})\n({way_on})")
-
-    def _check_account(self, in_flight: int) -> None:
-        account = self.coordinator.machine.account
-        if account.read != account.applied + account.dropped + in_flight:
-            raise TrainingError(
-                f"the account does not close: {account.read} samples read, {account.applied} applied, {account.dropped}"
-                f" dropped, {in_flight} under way. This is a bug in paceline; please report it with pace.trace"
-            )
+        return unforeseen(error, self.job.route, self.run.path, way_on)
 
     def _total_seconds(self) -> float:
         return self._seconds + time.monotonic() - self._started
@@ -364,6 +364,7 @@ class Trainer:
             "event": event,
             "day": self.day,
             **{key: result.get(key) for key in ("auc", "logloss", "gauc", "ne", "calibration")},
+            **({} if self.job.interactions is None else {"ranking": result.get("ranking")}),
             "samples_read": account.read,
             "samples_applied": account.applied,
             "samples_dropped": account.dropped,
@@ -381,7 +382,7 @@ class Trainer:
 
     def _end(self) -> dict[str, Any]:
         account = self.coordinator.machine.account
-        self._check_account(0)
+        check_account(account, 0)
         self.day = len(self.job.days) - 1
         rate = account.read / self._trained_seconds if self._trained_seconds else 0.0
         self.tally.end(account)

@@ -130,7 +130,8 @@ def train_days(
     moments = no_moments(len(job.schema.dense))
     for day, files in enumerate(job.days):
         before_day(day, coordinator)
-        with contextlib.closing(day_batches(job.log, files, Plan(day, config.local_batch, moments=moments))) as source:
+        plan = Plan(day, config.local_batch, moments=moments)
+        with contextlib.closing(day_batches(job.source, files, plan)) as source:
             body.run_day(coordinator, through(source), lambda: watch(coordinator))
         moments = coordinator.next_span.moments
         statistics.export()

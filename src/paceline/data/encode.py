@@ -60,13 +60,13 @@ def encode(chunk: Chunk, schema: Schema, labelled: bool = True) -> Block:
             numbers[:, dense_at] = np.where(state != 0, np.nan, values)
             dense_at += 1
     for column in schema.categorical:
-        _hash_column(chunk, column, ids[:, at])
+        hash_column(chunk, column, ids[:, at])
         at += 1
     bags = tuple(_bag(chunk.lists(multi.column, multi.separator), multi) for multi in schema.multi)
     groups: Ints | None = None
     if schema.group is not None:
         groups = np.empty(n, np.int64)
-        _hash_column(chunk, schema.group, groups)
+        hash_column(chunk, schema.group, groups)
     rows = np.arange(chunk.first, chunk.first + n, dtype=np.int64)
     bad = tuple((chunk.first + r, BadRow(chunk.path, chunk.line(r), reasons[r])) for r in sorted(reasons))
     if bad:
@@ -78,7 +78,8 @@ def encode(chunk: Chunk, schema: Schema, labelled: bool = True) -> Block:
     return Block(chunk.file, rows, labels, ids, bags, numbers, groups, bad, chunk.first + n)
 
 
-def _hash_column(chunk: Chunk, column: str, out: Ints) -> None:
+def hash_column(chunk: Chunk, column: str, out: Ints) -> None:
+    """Ids of a column's values, into out int64 [rows]."""
     integers = chunk.integers(column)
     if integers is None:
         _hash(chunk.texts(column), column, out)

@@ -27,10 +27,10 @@ def natural_key(path: str) -> list[tuple[int, int, str]]:
     return [(0, int(t), "") if t.isdigit() else (1, 0, t) for t in re.split(r"(\d+)", path) if t]
 
 
-def expand(pattern: str, base: Path) -> list[str]:
+def expand(pattern: str, base: Path, key: str = "data.days") -> list[str]:
     """The files that `pattern` names, in natural order; relative ones are looked for beside the configuration.
 
-    Raises DataError if there is none.
+    Raises DataError, naming the key of the job, if there is none.
     """
     if "://" in pattern:
         try:
@@ -38,21 +38,21 @@ def expand(pattern: str, base: Path) -> list[str]:
             found = sorted(fs.glob(path), key=natural_key) if globbing.has_magic(path) else [path]
             missing = not found or not all(fs.exists(f) for f in found)
         except (OSError, ValueError, ImportError) as error:
-            raise DataError(f"data.days: {pattern}: cannot be listed: {error}") from error
+            raise DataError(f"{key}: {pattern}: cannot be listed: {error}") from error
         if missing:
-            raise DataError(f"data.days: no file matches {pattern}; check the URL")
+            raise DataError(f"{key}: no file matches {pattern}; check the URL")
         return [fs.unstrip_protocol(f) for f in found] if globbing.has_magic(pattern) else [pattern]
     path_pattern = Path(pattern).expanduser()
     full = path_pattern if path_pattern.is_absolute() else base / path_pattern
     if not globbing.has_magic(str(full)):
         if not full.exists():
-            raise DataError(f"data.days: {full} does not exist; paths are relative to the configuration file")
+            raise DataError(f"{key}: {full} does not exist; paths are relative to the configuration file")
         if full.is_dir():
-            raise DataError(f"data.days: {full} is a directory; name its files, for example {full}/*.gz")
+            raise DataError(f"{key}: {full} is a directory; name its files, for example {full}/*.gz")
         return [str(full)]
     local = sorted(globbing.glob(str(full), recursive=True), key=natural_key)
     if not local:
-        raise DataError(f"data.days: no file matches {full}; paths are relative to the configuration file")
+        raise DataError(f"{key}: no file matches {full}; paths are relative to the configuration file")
     return local
 
 

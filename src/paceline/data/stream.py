@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -57,6 +57,28 @@ class Log:
             needed = tuple(c for c in needed if c != label)
         return read_delimited(path, file, dialect, needed)
 
+    def batches(self, files: list[str], plan: Plan) -> Generator[Batch]:
+        """See `day_batches`."""
+        begin = min([plan.start, *(span.start for span in plan.again)])
+        share = plan.share
+        if share is None:
+            blocks = _Ahead(lambda: _blocks(self, files, begin))
+        else:
+            blocks = _Ahead(lambda: (share.of(block, plan.day) for block in _blocks(self, files, begin)))
+        try:
+            yield from _held(_Cutter(self, plan), blocks, files, plan)
+        finally:
+            blocks.close()
+
+
+class Source(Protocol):
+    """What gives the batches of a day: a `Log`, or interactions with what is drawn beside them."""
+
+    @property
+    def schema(self) -> Schema: ...
+
+    def batches(self, files: list[str], plan: Plan) -> Generator[Batch]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -75,21 +97,12 @@ class Plan:
     share: Share | None = None
 
 
-def day_batches(log: Log, files: list[str], plan: Plan) -> Generator[Batch]:
+def day_batches(source: Source, files: list[str], plan: Plan) -> Generator[Batch]:
     """The batches of a day, in order. The last one may be short. Reading goes on ahead in other threads.
 
     Raises DataError for what is wrong with a file, or with a row unless bad rows are skipped.
     """
-    begin = min([plan.start, *(span.start for span in plan.again)])
-    share = plan.share
-    if share is None:
-        blocks = _Ahead(lambda: _blocks(log, files, begin))
-    else:
-        blocks = _Ahead(lambda: (share.of(block, plan.day) for block in _blocks(log, files, begin)))
-    try:
-        yield from _held(_Cutter(log, plan), blocks, files, plan)
-    finally:
-        blocks.close()
+    return source.batches(files, plan)
 
 
 def _blocks(log: Log, files: list[str], begin: Cursor) -> Iterator[Block]:

@@ -184,3 +184,20 @@ def finish_sums(rule, sums, kept):
             if kept[i] > 0.0:
                 for j in range(sums.shape[1]):
                     sums[i, j] /= np.float32(kept[i])
+
+
+@kernel
+def project(records, width, rows, kept, begin, stop, radius):
+    """Shorten the weights [begin, stop) of every row that kept a gradient (kept float64 [n] > 0) to norm `radius`, if
+    they are longer."""
+    for i in range(rows.shape[0]):
+        if kept[i] <= 0.0:
+            continue
+        record = floats_at(records, rows[i], width)
+        squares = 0.0
+        for j in range(begin, stop):
+            squares += np.float64(record[j]) * np.float64(record[j])
+        if squares > radius * radius:
+            scale = radius / np.sqrt(squares)
+            for j in range(begin, stop):
+                record[j] = np.float32(record[j] * scale)

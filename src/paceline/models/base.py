@@ -18,25 +18,30 @@ Normalise = Literal["none", "local_batch", "local_moving"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A named stretch of every id's row. std: standard deviation of what a new row starts from (0: zeros)."""
+    """A named stretch of every id's row. std: standard deviation of what a new row starts from (0: zeros); max_norm:
+    the length to which an update shortens it in the rows that it touches, if it is longer."""
 
     name: str
     width: int
     std: float = 0.01
+    max_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What a model is built for: `fields` names the id fields in order, `dense` is the number of dense inputs,
-    `normalise` whether a tower normalises what goes into its non-linearities."""
+    `normalise` whether a tower normalises what goes into its non-linearities; `types` names the types of feedback, the
+    weakest first, where items are ranked."""
 
     fields: tuple[str, ...]
     dense: int
     normalise: Normalise = "none"
+    types: tuple[str, ...] = ()
 
 
 class Model(nn.Module, ABC):
-    """A model maps tensors to logits and nothing else: no data, no optimizer, no loss.
+    """A model maps tensors to logits and nothing else: no data, no optimizer. (What ranks items instead of predicting
+    clicks has another loss: `paceline.models.ranking`.)
 
     A subclass takes `Inputs` and then keyword arguments with defaults (they are the keys of `model:` in job.yaml), and
     says which parts an id's row has. Parameters of the module are the dense parameters.
@@ -49,6 +54,18 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def forward(self, rows: Mapping[str, Tensor], dense: Tensor) -> Tensor:
         """Logits [B] from rows[part] [B, fields, width] and dense [B, dense inputs]."""
+
+    def shape(self, samples: int) -> tuple[int, ...]:
+        """Of what `forward` returns for so many samples."""
+        return (samples,)
+
+    def losses(self, out: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each sample [..., B], of what `forward` returned and of the labels: log loss."""
+        return nn.functional.binary_cross_entropy_with_logits(out, labels, reduction="none")
+
+    def loss(self, out: Tensor, labels: Tensor) -> Tensor:
+        """The mean of `losses` over one batch, []; torch's own mean rounds otherwise than a mean of them."""
+        return nn.functional.binary_cross_entropy_with_logits(out, labels)
 
 
 def normaliser(width: int, normalise: Normalise) -> LocalBatchNorm | None:

@@ -63,12 +63,21 @@ class Table:
     """Rows keyed by id. Not thread-safe: its owner serialises calls (kernels release the GIL while they run).
 
     bounds: float32 [weights]; a new row's weight j is uniform in [-bounds[j], bounds[j]) and depends on (seed, id, j)
-    alone, whatever the order of arrival and the number of shards.
+    alone, whatever the order of arrival and the number of shards. balls: (begin, stop, radius) of weights that an
+    update shortens to that norm, if they are longer, in the rows that it touches.
     """
 
-    def __init__(self, bounds: Floats, optimizer: SparseOptimizer, seed: int, capacity: int = 1 << 16) -> None:
+    def __init__(
+        self,
+        bounds: Floats,
+        optimizer: SparseOptimizer,
+        seed: int,
+        capacity: int = 1 << 16,
+        balls: tuple[tuple[int, int, float], ...] = (),
+    ) -> None:
         self.bounds = bounds
         self.optimizer = optimizer
+        self.balls = balls
         self.seed = np.uint64(seed & (2**64 - 1))
         self.weights = int(bounds.shape[0])
         self.slots = optimizer.slots(self.weights)
@@ -168,7 +177,11 @@ class Table:
             start = stop
         rows.finish_sums(reduce, sums, kept)
         self.squares = float(np.vdot(sums, sums))
-        return self._update(distinct, sums, kept, steps, clock, None if late is None else late.finish(reduce, kept))
+        late_rows = None if late is None else late.finish(reduce, kept)
+        updated = self._update(distinct, sums, kept, steps, clock, late_rows)
+        for begin, stop, radius in self.balls:
+            rows.project(self._records.addresses, self._records.width, distinct, kept, begin, stop, radius)
+        return updated
 
     def blocks(self) -> Iterator[RowBlock]:
         """Every row, block by block, in order of row number; copies of one block at a time."""

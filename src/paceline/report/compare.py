@@ -171,6 +171,8 @@ def _read_run(path: Path, name: str) -> Run:
     except (OSError, ValueError) as error:
         raise RunDirError(f"{path / METRICS}: cannot be read ({error}); put it right or leave this run out") from error
     shown = [line for line in lines if line.get("event") == "evaluation" and _finite(line.get("auc")) is not None]
+    if any(line.get("ranking") for line in lines):
+        raise RunDirError(f"{path}: its model ranks items, so there is no AUC to compare; its marks are in {METRICS}")
     if not shown:
         raise RunDirError(
             f"{path}: no evaluation in {METRICS}, so there is no AUC to compare. It has not come to its second day yet,"

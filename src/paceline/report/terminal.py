@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paceline.report.exchanged import bytes_table
+from paceline.report.ranked import ranking_table, ranking_text
 
 
 def console_here() -> Console:
@@ -80,7 +81,9 @@ class Terminal:
 
     def line(self, line: dict[str, Any]) -> None:
         """An evaluation, or the end."""
-        if line["event"] == "evaluation":
+        if line["event"] == "evaluation" and line.get("ranking"):
+            self.console.print(ranking_text(line), highlight=False)
+        elif line["event"] == "evaluation":
             gauc = "" if line["gauc"] is None else f"  GAUC {_number(line['gauc'])}"
             self.console.print(
                 f"day {line['day']}: AUC {_number(line['auc'])}{gauc}  log loss {_number(line['logloss'])}"
@@ -104,7 +107,13 @@ class Terminal:
 def print_evaluations(console: Console, lines: list[dict[str, Any]], best: dict[int, float] | None = None) -> None:
     """One row per evaluation; where the terminal is narrow, the least telling columns are left out."""
     if not any(line["event"] == "evaluation" for line in lines):
-        console.print("nothing was evaluated: a day is a test set for what was trained before it")
+        if lines and "ranking" in lines[-1]:
+            console.print("nothing was ranked: there is neither interactions.holdout nor interactions.test")
+        else:
+            console.print("nothing was evaluated: a day is a test set for what was trained before it")
+        return
+    if any(line.get("ranking") for line in lines):
+        console.print(ranking_table(lines))
         return
     for without in (
         (),

@@ -98,14 +98,14 @@ class Replica:
         self._parameters = list(model.parameters())
 
     def logits(self, batch: Batch, rows: dict[str, Tensor]) -> Tensor:
-        """Logits float32 [B]."""
+        """Logits float32 [B] (of a ranking model: what its hinge is of, [B, negatives])."""
         dense = torch.from_numpy(batch.dense)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             out: Tensor = self.model(rows, dense)
-        return _one_a_row(out, batch.samples).float()
+        return _shaped(self.model, out, batch.samples).float()
 
     def gradient(self, batch: Batch, pulled: Pulled) -> tuple[float, Gradient]:
-        """(mean log loss, its gradient) on the pulled parameters."""
+        """(mean loss, its gradient) on the pulled parameters."""
         rows = rows_of(self.layout, batch, pulled)
         for tensor in rows.values():
             tensor.requires_grad_()
@@ -116,8 +116,8 @@ class Replica:
     def differentiate(
         self, batch: Batch, rows: dict[str, Tensor], leaves: list[Tensor]
     ) -> tuple[float, Tensor, list[Tensor]]:
-        """(mean log loss against the labels; the gradient, by the dense parameters [parameters] and by each of the
-        leaves of `rows`, of it and of the loss against the teachers)."""
+        """(mean loss against the labels; the gradient by the dense parameters [parameters] and by each of the leaves of
+        `rows`, of it and of the loss against the teachers)."""
         with self.turn:
             return self._differentiate(batch, rows, leaves)
 
@@ -125,7 +125,7 @@ class Replica:
         self, batch: Batch, rows: dict[str, Tensor], leaves: list[Tensor]
     ) -> tuple[float, Tensor, list[Tensor]]:
         logits = self.logits(batch, rows)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(batch.labels))
+        loss = self.model.loss(logits, torch.from_numpy(batch.labels))
         inputs = [*self._parameters, *leaves]
         whole = loss
         if batch.soft is not None:
@@ -149,11 +149,13 @@ class Replica:
         return scores
 
 
-def _one_a_row(logits: Tensor, rows: int) -> Tensor:
-    """The logits. Raises UserError if they are not of shape [rows]."""
-    if logits.shape != (rows,):
-        raise UserError(f"model: forward must return logits of shape [{rows}] (one a row), not {[*logits.shape]}")
-    return logits
+def _shaped(model: Model, out: Tensor, rows: int) -> Tensor:
+    """What the model returned for so many rows. Raises UserError if it is not of the shape that its loss takes."""
+    shape = model.shape(rows)
+    if out.shape != shape:
+        what = "logits" if shape == (rows,) else "numbers"
+        raise UserError(f"model: forward must return {what} of shape {[*shape]} (one a row), not {[*out.shape]}")
+    return out
 
 
 class StackedReplica:
@@ -173,7 +175,7 @@ class StackedReplica:
     def gradients(
         self, batches: list[Batch], pulled: list[Pulled], dense: Tensor, statistics: Tensor
     ) -> list[tuple[float, Gradient, Tensor]]:
-        """(mean log loss, its gradient, new statistics) of each of K batches of the same number of rows, on its own
+        """(mean loss, its gradient, new statistics) of each of K batches of the same number of rows, on its own
         pulled rows, dense parameters [K, P] and statistics [K, S]."""
         replica = self._replica
         rows = stacked_rows(replica.layout, batches, pulled)
@@ -190,13 +192,13 @@ class StackedReplica:
 
         def logits(state: dict[str, Tensor], rows: dict[str, Tensor], inputs: Tensor) -> Tensor:
             out: Tensor = torch.func.functional_call(replica.model, state, (rows, inputs))
-            return _one_a_row(out, inputs.shape[0])
+            return _shaped(replica.model, out, inputs.shape[0])
 
         inputs = torch.from_numpy(np.stack([batch.dense for batch in batches]))
         labels = torch.from_numpy(np.stack([batch.labels for batch in batches]))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=replica.precision == "bf16"):
             out = torch.func.vmap(logits, randomness="different")(state, rows, inputs)
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(out.float(), labels, reduction="none").mean(1)
+        losses = replica.model.losses(out.float(), labels).mean(1)
         whole = losses
         if any(batch.soft is not None for batch in batches):
             soft = [labels[k] if b.soft is None else torch.from_numpy(b.soft) for k, b in enumerate(batches)]
