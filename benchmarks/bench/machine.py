@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -54,4 +55,4 @@ def commit(root: Path) -> str:
 
 def command() -> str:
     """What was typed."""
-    return " ".join(["python -m benchmarks.bench", *sys.argv[1:]])
+    return shlex.join(["python", "-m", "benchmarks.bench", *sys.argv[1:]])

@@ -35,10 +35,8 @@ class Measured:
         return max(peers, key=self.median, default=None)
 
     def ratio(self, name: str, base: str | None) -> float | None:
-        """The median over rounds of the rate over that of `base` in the same round."""
-        if base is None:
-            return None
-        return statistics.median(a / b for a, b in zip(self.rates[name], self.rates[base], strict=True))
+        """The median rate over the median rate of `base`."""
+        return None if base is None else self.median(name) / self.median(base)
 
     @property
     def limit(self) -> str | None:

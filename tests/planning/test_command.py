@@ -15,7 +15,7 @@ def files(log, tmp_path):
     values = job(log).model_dump(mode="json", by_alias=True, exclude_unset=True)
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "cluster.yaml").write_text(
-        "workers: 3\ncompute: {fixed_ms: 4, per_sample_us: 60}\nservers: {count: 2, ms_per_mb: 20}\n"
+        "workers: 4\ncompute: {fixed_ms: 4, per_sample_us: 60}\nservers: {count: 2, ms_per_mb: 20}\n"
     )
     return str(tmp_path / "job.yaml"), str(tmp_path / "cluster.yaml")
 
@@ -28,7 +28,7 @@ def test_for_a_cluster(files, tmp_path, capsys):
     call(*files, "--out", str(tmp_path / "out"), "--check-rows", "2600", "--json")
     told = json.loads(capsys.readouterr().out)
     assert told["ground"] == "cluster"
-    assert told["choice"]["workers"] == 3
+    assert told["choice"]["workers"] == 4
     stored = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert stored == told, "the plan carries its inputs and its reasons"
     assert (tmp_path / "out" / "job.yaml").read_text().startswith("# planned: ")
@@ -49,6 +49,13 @@ def test_for_this_machine(files, tmp_path, capsys):
     assert "the plan for this machine" in out
     stored = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert stored["inputs"]["machine"]["cores"] >= stored["choice"]["workers"]
+
+
+def test_a_cluster_that_computes_in_no_time_is_refused(files):
+    with pytest.raises(
+        PacelineError, match=r"compute.fixed_ms and compute.per_sample_us are 0: .* compute.measure: true"
+    ):
+        call(*files, "cluster.compute.fixed_ms=0", "cluster.compute.per_sample_us=0")
 
 
 def test_a_clusters_times_may_be_measured_here(files, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from paceline.config import JobConfig, PaceConfig
@@ -59,7 +60,8 @@ def global_batches(config: JobConfig, text: str | None) -> list[int]:
 def local_batches(global_: int, workers: int) -> list[int]:
     """Those that divide the global batch and give every worker 1, 2, 4 or 8 gradients in an update, or as nearly as can
     be; none if the global batch is smaller than the number of workers."""
-    divisors = [m for m in range(1, global_ + 1) if global_ % m == 0]
+    small = [m for m in range(1, math.isqrt(global_) + 1) if global_ % m == 0]
+    divisors = sorted({d for m in small for d in (m, global_ // m)})
     counts = {next((m for m in divisors if m >= workers * k), None) for k in _SPLITS}
     return sorted((global_ // m for m in counts if m is not None), reverse=True)
 

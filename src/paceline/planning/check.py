@@ -20,7 +20,7 @@ from paceline.runtimes.coordinator import Coordinator
 from paceline.runtimes.virtual import VirtualBody
 from paceline.runtimes.virtual_cluster import Doubles
 
-STACKED = 32
+_STACKED, _SMALL = 32, 100_000  # gradients in one go pay for models with few dense parameters
 LEAST = 10  # updates, fewer tell nothing of a rate
 
 
@@ -56,7 +56,10 @@ def simulated(
     tell a rate. The end, where workers find nothing more to do, is left out like the beginning."""
     config = with_candidate(config, candidate)
     job = assemble(config, base, replicas=1)
-    body = VirtualBody(on(spec, candidate), job.direct, job.replicas, job.statistics, recorded, STACKED)
+    # A model of the user's own may do what cannot be stacked.
+    small = job.shard.dense.flat.numel() < _SMALL and ":" not in config.model.name
+    stacked = _STACKED if small else 1
+    body = VirtualBody(on(spec, candidate), job.direct, job.replicas, job.statistics, recorded, stacked)
     marks: list[tuple[float, int]] = []
 
     def note(coordinator: Coordinator) -> None:

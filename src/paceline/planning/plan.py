@@ -160,8 +160,10 @@ def make_plan(
     else:
         if machine is not None:
             cluster = _timed(cluster, machine, notes)
+        _warn(cluster, recorded is not None, notes)
         ground = Described(cluster, recorded)
-        _warn(cluster, notes)
+    if config.switch:
+        notes.append("job.yaml switches the pace (switch): the plan is for the pace that it begins with")
     tell(f"predicting {len(every)} candidates")
     ranking = tuple(ranked(every, ground, data))
     places = to_check(ranking, options.checks)
@@ -243,7 +245,13 @@ def _timed(cluster: ClusterSpec, machine: MachineFacts, notes: list[str]) -> Clu
     return cluster.model_copy(update={"compute": cluster.compute.model_copy(update=measured)})
 
 
-def _warn(cluster: ClusterSpec, notes: list[str]) -> None:
+def _warn(cluster: ClusterSpec, recorded: bool, notes: list[str]) -> None:
+    """Tell of what a plan cannot know. Raises ConfigError where computing takes no time at all."""
+    if not (recorded or cluster.compute.fixed_ms or cluster.compute.per_sample_us):
+        raise ConfigError(
+            "compute.fixed_ms and compute.per_sample_us are 0: a plan needs to know what a gradient takes; give them,"
+            " or compute.measure: true"
+        )
     if cluster.failures.mtbf_s is not None and cluster.failures.return_s is None:
         notes.append("failures.return_s is null: lost workers stay away, and the plan is for the time before that")
     if cluster.stragglers.spells is not None:

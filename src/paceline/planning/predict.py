@@ -27,7 +27,7 @@ from paceline.planning.queueing import waiting
 from paceline.runtimes.virtual_cluster import Doubles, Speeds
 
 _TURNS = 96  # gradients of each worker in a window, where jitter is all that changes ...
-_DRAWS = 16_384  # ... and no more than this of all workers together, but a few of each
+_DRAWS = 16_384  # ... and no more than this of all workers together (twice as many under spells), but a few of each
 _FEW = 8
 _WINDOWS = 48  # of time and of a few gradients, where workers have slow spells ...
 _CYCLES = 4  # ... or one as long as all of them, if it sees so many slow spells of a worker
@@ -95,14 +95,13 @@ def windows(
         turns = min(_TURNS, max(_DRAWS // spec.workers, _FEW)) if spec.compute.jitter_sigma else 1
         return [_draw(speeds, spec.workers, samples, pace, away, turns, 0.0, 0)]
     cycle, step = sum(stragglers.spells), spec.compute.fixed_ms / 1e3 + samples * spec.compute.per_sample_us / 1e6
-    if pace.collective and _WINDOWS * _FEW * (step + away) > _CYCLES * cycle:
+    count = min(_WINDOWS, max(2 * _DRAWS // (spec.workers * _FEW), _FEW))
+    if pace.collective and count * _FEW * (step + away) > _CYCLES * cycle:
         # Rounds begin when a spell has ended as well as at random moments: only a long row of them has them right.
-        return [_draw(speeds, spec.workers, samples, pace, away, _WINDOWS * _FEW, 0.0, 0)]
+        return [_draw(speeds, spec.workers, samples, pace, away, count * _FEW, 0.0, 0)]
     # Windows far apart are independent; within one, spells that are longer than a step last, as they do in a run.
     apart = 2.0 * cycle + 1.0
-    return [
-        _draw(speeds, spec.workers, samples, pace, away, _FEW, window * apart, window) for window in range(_WINDOWS)
-    ]
+    return [_draw(speeds, spec.workers, samples, pace, away, _FEW, window * apart, window) for window in range(count)]
 
 
 def _draw(
