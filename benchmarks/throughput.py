@@ -95,8 +95,11 @@ def job(precision: str, pace: dict[str, Any], local: int, workers: int, days: li
 def our_round(made: Any, source: Iterator[Batch]) -> float:
     """Seconds for one pass of paceline's local runtime over `source`."""
     machine = p.begin(made.config.pace.build(made.config.gradients))
+    # Versions go on from round to round: to a machine that began anew, the rows' last updates would lie in the future,
+    # and where staleness is limited their gradients would be cut.
+    machine.version = made.route.shard.version
+    machine.restart_tokens()
     coordinator = Coordinator(machine, made.route, lambda _: None)
-    made.route.shard.version = 0
     started = time.perf_counter()
     run_day(coordinator, made.route, made.replicas, source)
     return time.perf_counter() - started
