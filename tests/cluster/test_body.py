@@ -8,7 +8,9 @@ import torch
 from parties import locally, on_cluster, party
 from tools import job, synthetic
 
+from paceline import checkpoint
 from paceline.exchange import shards
+from paceline.training import train
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +94,21 @@ def test_threads_that_come_and_go_share_the_streams(log, monkeypatch):
         with pytest.raises(AttributeError):
             made.store.read("no ids")
         made.store.read(np.arange(5))  # what was broken off in the middle is not used again
+
+
+@pytest.mark.parametrize("steps", [False, True])
+def test_teachers_are_the_same_on_a_cluster(log, tmp_path, steps):
+    """Another group's checkpoint, from the second day on: which one it is comes with every lease."""
+    options = {"groups": 2, "burn_in": 10**9}
+    train(job(log, codistill={**options, "group": 1}), log, tmp_path / "group-1")
+    copy = str(checkpoint.committed(tmp_path / "group-1" / "checkpoints")[0])
+    config = job(log, codistill={**options, "group": 0})
+
+    def before_day(day, coordinator):
+        coordinator.teachers = (copy,) if day else ()
+
+    expected = locally(config, log, before_day=before_day)
+    alone = locally(config, log)
+    assert not torch.equal(expected[1], alone[1])
+    with party(config, nodes=2, workers=1, steps=steps, exchange="rows") as made:
+        assert_same(on_cluster(config, log, made, before_day=before_day), expected)

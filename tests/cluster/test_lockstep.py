@@ -145,3 +145,38 @@ def test_where_no_group_can_form_processes_push_and_pull_after_three_steps(log, 
     for key, values in rows.items():
         np.testing.assert_array_equal(values, expected_rows[key])
     assert dense.equal(expected_dense)
+
+
+class Alternating(p.Pilot):
+    """Decides for the other pace with every so many gradients, whatever it is told; remembers who told."""
+
+    def __init__(self, paces, every):
+        super().__init__(paces)
+        self.every, self.facts = every, []
+
+    def observe(self, fact):
+        self.facts.append(fact)
+        if len(self.facts) % self.every:
+            return None
+        self.chosen = 1 - self.chosen
+        return p.Decision(self.pace, 1.0, {}, "it is time")
+
+
+def test_an_autopilot_may_decide_in_the_middle_of_a_step_s_gradients(log):
+    """sync by steps, gba by push and pull: a decision falls between the gradients of one step, again and again."""
+    config = job(log)
+    pilot = Alternating([p.sync(config.gradients), p.gba(config.gradients)], every=22)
+    with party(config, nodes=3, steps=True, exchange="rows") as made:
+
+        def before_day(day, coordinator):
+            coordinator.pilot = pilot
+
+        _, dense, coordinator = on_cluster(config, log, made, before_day=before_day)
+    account = coordinator.machine.account
+    assert account.read == 6000 == account.applied + account.dropped
+    assert len(coordinator.decisions) == len(pilot.facts) // 22 >= 7
+    assert torch.isfinite(dense).all()
+    assert all(fact.seconds > 0 for fact in pilot.facts), "steps and seats both tell how long they computed"
+    told = made.traffic.per_update(account.updates)["bytes_measured"]
+    assert told["row_gradients"] > 0
+    assert told["rows"] > 0
