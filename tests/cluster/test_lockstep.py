@@ -1,5 +1,7 @@
 """Switching between steps of collectives and push and pull, and who is lost in a step."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -180,3 +182,33 @@ def test_an_autopilot_may_decide_in_the_middle_of_a_step_s_gradients(log):
     told = made.traffic.per_update(account.updates)["bytes_measured"]
     assert told["row_gradients"] > 0
     assert told["rows"] > 0
+
+
+def test_while_steps_wait_for_data_others_are_answered(log):
+    """The source stops in the middle of a day until somebody outside has asked the office."""
+    config = job(log)
+    expected_rows, expected_dense, _ = locally(config, log)
+    with party(config, nodes=2, steps=True, exchange="rows") as made:
+        waiting, answered = threading.Event(), threading.Event()
+
+        def through(source):
+            for number, batch in enumerate(source):
+                if number == 30:
+                    waiting.set()
+                    assert answered.wait(60), "the office was not answered: it holds its lock while it waits for data"
+                yield batch
+
+        def ask():
+            assert waiting.wait(60)
+            assert made.office.workers()
+            assert made.office.staff(set())[1] == []
+            answered.set()
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        rows, dense, coordinator = on_cluster(config, log, made, through=through)
+        asking.join()
+    assert coordinator.machine.account.read == coordinator.machine.account.applied == 6000
+    for key, values in rows.items():
+        np.testing.assert_array_equal(values, expected_rows[key])
+    assert dense.equal(expected_dense)

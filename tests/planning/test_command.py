@@ -4,10 +4,15 @@ import json
 
 import pytest
 import yaml
-from tools import job
+from tools import job, synthetic
 
 from paceline.cli import app
 from paceline.errors import PacelineError
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return synthetic(tmp_path_factory.mktemp("planning"), rows=9000, days=2)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from tools import job
+from tools import job, synthetic
 
 from paceline.clusterfile import load_cluster
 from paceline.clusterspec import ClusterSpec
@@ -30,6 +30,11 @@ SPEC = {
     "servers": {"count": 2, "ms_per_mb": 20},
 }
 FAST = Options(rows=2600)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return synthetic(tmp_path_factory.mktemp("planning"), rows=9000, days=2)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Predictions: exact where a cluster is even, as the simulator has it where it is not; the note's invariant 5."""
 
 import pytest
-from tools import job
+from tools import job, synthetic
 
 from paceline.clusterspec import ClusterSpec
 from paceline.config import PaceConfig
@@ -18,6 +18,11 @@ from paceline.runtimes.virtual_cluster import Speeds
 DATA = DataFacts((BatchFact(100, 500, 250, 10_000.0), BatchFact(400, 2000, 500, 20_000.0)), 2500, {1: 1.0}, 0.0)
 NOTHING = {"latency_ms": 0, "bandwidth_gbps": 1e9}
 FREE = {"network": NOTHING, "allreduce": NOTHING, "servers": {"ms_per_mb": 0}}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return synthetic(tmp_path_factory.mktemp("planning"), rows=9000, days=2)
 
 
 def cluster(workers=1, **more):

@@ -120,6 +120,8 @@ class Lockstep:
         self.dismiss(away, coordinator)
         members = self._in_order()
         workers = [m.worker for m in members if m.worker is not None]
+        if workers and coordinator.failure is None and not coordinator.can_read(len(workers)):
+            return False  # nobody waits for the data here: others have to be answered meanwhile
         if collective() and not self.over and workers and coordinator.failure is None:
             for worker in workers:
                 if worker not in self.stepping:

@@ -179,6 +179,12 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         elif not self._lockstep.stepping:
             self._changed.notify_all()  # seats may be waiting for that
 
+    def poke(self) -> None:
+        """There is more data: perhaps a step was waiting for it."""
+        with self._changed:
+            if self._lockstep.shards:
+                self._advance()
+
     def _unseat(self, coordinator: Coordinator, worker: str) -> None:
         self._seated.discard(worker)
         if coordinator.is_here(worker):

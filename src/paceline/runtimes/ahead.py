@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from paceline.batch import Batch
 from paceline.runtimes.coordinator import Stopped
@@ -14,12 +14,15 @@ class ReadAhead:
     """The batches of `source`, up to `batches` of them read in another thread before they are asked for. An error of
     `source` comes where its batch would have come.
 
+    on_batch: called, in that thread, whenever there is one more, or no more will come.
+
     `close` may be called from any thread, also while another waits for a batch: that one gets Stopped. When it returns,
     nobody is reading from `source`.
     """
 
-    def __init__(self, source: Iterator[Batch], batches: int) -> None:
-        self._source = source
+    def __init__(self, source: Iterator[Batch], batches: int, on_batch: Callable[[], None] = lambda: None) -> None:
+        self._source, self._on_batch = source, on_batch
+        self._ended = False
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(batches)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read, name="reading ahead", daemon=True)
@@ -42,6 +45,10 @@ class ReadAhead:
             return item
         raise Stopped  # and not the end of the data
 
+    def has(self, batches: int) -> bool:
+        """Whether so many can be taken without waiting, or as many as it ever holds, or all that are left."""
+        return self._ended or self._ready.qsize() >= min(batches, self._ready.maxsize)
+
     def close(self) -> None:
         """Stop reading."""
         self._stopped.set()
@@ -60,6 +67,8 @@ class ReadAhead:
         while not self._stopped.is_set():
             try:
                 self._ready.put(item, timeout=0.1)
+                self._ended = self._ended or not isinstance(item, Batch)
+                self._on_batch()
                 return True
             except queue.Full:
                 continue

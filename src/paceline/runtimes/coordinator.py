@@ -153,6 +153,13 @@ class Coordinator:
             self._read(self._source)
             return True
 
+    def can_read(self, batches: int) -> bool:
+        """Whether so many batches, or all that are left, can be read without waiting for them. A source that does not
+        tell is taken to be quick."""
+        with self._changed:
+            has = getattr(self._source, "has", None)
+            return has is None or bool(has(batches))
+
     def grants(self) -> list[tuple[str, Lease]]:
         """The leases granted since the last call. Pull for them before anything else changes the parameters."""
         with self._changed:
