@@ -14,7 +14,6 @@ from pathlib import Path
 
 from paceline.errors import Interrupted, RunDirError, TrainingError
 from paceline.lessons import group_folder
-from paceline.rundir import METRICS, read_lines
 
 
 def train_groups(
@@ -23,19 +22,21 @@ def train_groups(
     """Run `paceline train` for every group under the directory `run`; returns the run directory of the model to serve.
 
     A group that fails does not stop the others. Raises TrainingError if none comes to its end, Interrupted after a
-    keyboard interrupt, which every group has had as well.
+    keyboard interrupt, which is passed on to every group.
     """
     if not resume and any(group_folder(run, group).exists() for group in range(groups)):
         raise RunDirError(f"{run}: there is a run already; go on with --resume, or choose another --run-dir")
     processes = {}
     for group in range(groups):
         folder = group_folder(run, group)
-        if ended(folder):
-            continue
         command = [sys.executable, "-m", "paceline", "train", str(job), *overrides, f"codistill.group={group}"]
         command += ["--run-dir", str(folder)]
         command += ["--resume"] if resume and folder.exists() else []
-        processes[group] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        # In process groups of their own: an interrupt of the terminal reaches them once, from here, and not again while
+        # they keep what they have.
+        processes[group] = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+        )
 
     def pass_on(group: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -52,28 +53,18 @@ def train_groups(
         while process.poll() is None:
             try:
                 process.wait()
-            except KeyboardInterrupt:  # the terminal's is theirs too; one that only this process had is passed on
+            except KeyboardInterrupt:
+                if not interrupted:
+                    for other in processes.values():
+                        other.send_signal(signal.SIGINT)
                 interrupted = True
-                for other in processes.values():
-                    other.send_signal(signal.SIGINT)
         if process.returncode and not interrupted:
             note(f"group {group} ended with exit code {process.returncode}; the others go on")
     for thread in threads:
         thread.join()
     if interrupted:
         raise Interrupted(f"interrupted; every group kept what it had: go on with --resume --run-dir {run}")
-    return served(run, groups)
-
-
-def ended(folder: Path) -> bool:
-    """Whether the run there has come to its end."""
-    lines = read_lines(folder / METRICS) if (folder / METRICS).exists() else []
-    return bool(lines) and lines[-1].get("event") == "end"
-
-
-def served(run: Path, groups: int) -> Path:
-    """The group's run directory whose model is served. Raises TrainingError if no group has come to its end."""
-    found = [group_folder(run, group) for group in range(groups) if ended(group_folder(run, group))]
+    found = [group_folder(run, group) for group, process in processes.items() if not process.returncode]
     if not found:
         raise TrainingError(f"{run}: no group came to its end; see above, then go on with --resume --run-dir {run}")
     return found[0]

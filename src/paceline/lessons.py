@@ -13,6 +13,7 @@ from typing import Any
 
 from paceline import checkpoint
 from paceline.codistillconfig import CodistillConfig
+from paceline.errors import RunDirError
 from paceline.rundir import CHECKPOINTS, storing
 from paceline.runtimes.coordinator import Coordinator
 
@@ -29,6 +30,12 @@ class Lessons:
 
     def __init__(self, config: CodistillConfig, run: Path, note: Callable[[str], None]) -> None:
         self._config, self._run, self._note = config, run, note
+        mine = f"group-{config.group}"
+        if run.resolve().name != mine:
+            raise RunDirError(
+                f"{run}: groups find each other by the names of their directories; this one's has to be {mine}, beside"
+                f" those of the others: --run-dir DIR/{mine}"
+            )
         others = [group for group in range(config.groups) if group != config.group]
         self._peers = {group: group_folder(run.parent, group) / CHECKPOINTS for group in others}
         self._exchanges = 0  # that were due until now
@@ -50,7 +57,7 @@ class Lessons:
         """Take the newest copies if an exchange is due with the samples read until now."""
         read = coordinator.machine.account.read
         due = 0 if read < self._config.burn_in else 1 + (read - self._config.burn_in) // self._config.every
-        if due == self._exchanges:
+        if due <= self._exchanges:
             return
         found = self._newest()
         if found is None:  # goes on alone; asks again with the next batch

@@ -4,6 +4,7 @@ config.yaml         the resolved configuration
 metrics.jsonl       one line per evaluation, and a last line with the totals
 histograms.jsonl    one line per trained day: staleness, gradient norms, waiting (see paceline.telemetry)
 autopilot.jsonl     what an autopilot decided, and why (`pace: auto`)
+lessons.jsonl       whom a group of a codistillation learned from, and since when
 pace.trace          every event and command of the pace machine (see paceline.pace.trace)
 skipped_rows.jsonl  rows that were left out: file, line, reason
 curves/             TensorBoard
@@ -101,17 +102,16 @@ class RunDir:
         """Whether a run has begun here."""
         return (self.path / CONFIG).exists()
 
-    def begin(self, config: str, metrics_lines: int, trace_bytes: int, days: int, samples: int) -> None:
-        """Start or go on: what was written behind the last checkpoint, which is of `samples` samples and so many whole
-        days, is cut off, as it will happen again."""
+    def begin(self, config: str, metrics_lines: int, trace_bytes: int, days: int, decisions: int) -> None:
+        """Start or go on: what was written behind the last checkpoint, which is of so many whole days and decisions of
+        an autopilot, is cut off, as it will happen again."""
         with storing(self.path):
             replace_text(self.path / CONFIG, config)
             replace_text(self.path / METRICS, "".join(whole_lines(self.path / METRICS)[:metrics_lines]))
             told = whole_lines(self.path / HISTOGRAMS)[:days]  # one for each trained day
             replace_text(self.path / HISTOGRAMS, "".join(told))
             if (self.path / AUTOPILOT).exists():
-                decided = [line for line in read_lines(self.path / AUTOPILOT) if line["samples_read"] <= samples]
-                replace_text(self.path / AUTOPILOT, "".join(json.dumps(line) + "\n" for line in decided))
+                replace_text(self.path / AUTOPILOT, "".join(whole_lines(self.path / AUTOPILOT)[:decisions]))
             if (self.path / SKIPPED).exists():
                 named = whole_lines(self.path / SKIPPED)
                 replace_text(self.path / SKIPPED, "".join(named))

@@ -38,7 +38,8 @@ class Switching:
         self._asked: PaceConfig | None = None
         self._answering: tuple[Path, int] | None = None  # a request, and how many pauses there were before it
         self._told = 0
-        self._decided = 0  # decisions of the autopilot that were told
+        self._decided = 0  # decisions of the autopilot that were told, of this process
+        self._earlier = 0  # and before it
         self.pilot: p.Pilot | None = None
 
     def begin(self, day: int, samples: int, state: dict[str, Any] | None) -> p.Pace:
@@ -46,11 +47,12 @@ class Switching:
         for path in waiting(self._run, _KIND):
             answer(path, {"refused": "the run was not running at that moment; ask again"})
         self._due, chosen = planned(self._config, day, samples)
+        self._earlier = 0 if state is None else state.get("decisions", 0)
         plan = self._plan()
         if state is not None and state["asked"] is not None and (state["due"], state["plan"]) == (self._due, plan):
             self._asked = chosen = PaceConfig.model_validate(state["asked"])
         pace = self._take(chosen)
-        if self.pilot is not None and state is not None and state["pilot"] is not None:
+        if self.pilot is not None and state is not None and state.get("pilot") is not None:
             self.pilot.restore(state["pilot"])
             pace = self.pilot.pace
         return pace
@@ -101,6 +103,11 @@ class Switching:
             self._note(f"{read:,} samples: the pace is now {decision.pace.name}: {decision.reason}")
         return [{"samples_read": read, **decision.to_json()} for read, decision in new]
 
+    @property
+    def decisions(self) -> int:
+        """How many of the run's autopilot were told."""
+        return self._earlier + self._decided
+
     def longest_pause(self, coordinator: Coordinator) -> float | None:
         """Of the switches since the last call, in seconds."""
         pauses, self._told = coordinator.pauses[self._told :], len(coordinator.pauses)
@@ -120,7 +127,8 @@ class Switching:
         """What a snapshot keeps."""
         asked = None if self._asked is None else self._asked.model_dump(mode="json", exclude_unset=True)
         pilot = None if self.pilot is None else self.pilot.to_json()
-        return {"due": self._due, "asked": asked, "plan": self._plan(), "pilot": pilot}
+        told = {"pilot": pilot, "decisions": self.decisions}
+        return {"due": self._due, "asked": asked, "plan": self._plan(), **told}
 
     def _plan(self) -> Any:
         paces = [self._config.pace, *(switch.pace for switch in self._config.switch)]

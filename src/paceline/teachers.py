@@ -34,6 +34,9 @@ class _Teacher:
     replica: Replica
 
 
+_TRIES = 5
+
+
 class Teachers:
     """Of all workers of a process. make: a fresh shard and a replica of the model."""
 
@@ -59,17 +62,18 @@ class Teachers:
             return held
 
     def _load(self, path: Path) -> _Teacher:
-        shard, replica = self._make()
-        statistics = Statistics(replica.statistics)
-        try:
-            checkpoint.restore(checkpoint.read(path), shard, dense_optimizer=False, statistics=statistics)
-        except OSError:  # its group has newer ones, and has cleared this one away meanwhile
+        for wanted in (path, *[None] * _TRIES):
+            # Its group may have newer ones, and clear this one away meanwhile.
+            chosen = next(iter(checkpoint.committed(path.parent)), path) if wanted is None else wanted
             shard, replica = self._make()
             statistics = Statistics(replica.statistics)
-            if checkpoint.load(path.parent, shard, dense_optimizer=False, statistics=statistics) is None:
-                raise StorageError(
-                    f"{path}: the copy that another group left is gone; see to it that nobody clears that folder"
-                ) from None
+            try:
+                checkpoint.restore(checkpoint.read(chosen), shard, dense_optimizer=False, statistics=statistics)
+                break
+            except OSError as error:
+                gone = error
+        else:
+            raise StorageError(f"{path}: what another group left is gone ({gone}); does somebody clear that folder?")
         with torch.no_grad():
             shard.pull_dense(replica.flat)
             replica.statistics.copy_(statistics.pooled)

@@ -17,7 +17,7 @@ from paceline.curves import Curves
 from paceline.data.moments import no_moments
 from paceline.data.stream import FIRST, Plan, day_batches
 from paceline.endings import check_account, unforeseen
-from paceline.errors import ClusterLost, LossError, PacelineError, RunDirError, StorageError, TrainingError
+from paceline.errors import ClusterLost, ConfigError, LossError, PacelineError, RunDirError, StorageError, TrainingError
 from paceline.evaluate import evaluate_files, need_both_classes, run_config
 from paceline.faults import worker_faults
 from paceline.keeper import Keeper
@@ -64,6 +64,8 @@ def train(
     """
     if resume and not run_dir.exists():
         raise RunDirError(f"{run_dir}: there is no run to go on with; check --run-dir, or leave --resume out")
+    if config.codistill is not None and config.codistill.group is None:
+        raise ConfigError("codistill.group: which group is to be trained here? (`paceline train` starts all of them)")
     with RunDir(run_dir) as run:
         if run.started and not resume:
             raise RunDirError(f"{run_dir}: there is a run already; go on with --resume, or choose another --run-dir")
@@ -126,7 +128,7 @@ class Trainer:
             self.watcher.note(
                 f"resumed from {loaded.path.name}: day {self.day}, {machine.account.read:,} settled, {pace.name}"
             )
-        self.run.begin(resolved(self.job).to_yaml(), lines, trace_bytes, self.day, machine.account.read)
+        self.run.begin(resolved(self.job).to_yaml(), lines, trace_bytes, self.day, self._switching.decisions)
         self.run.trace(p.start_line(machine))
         self.curves = Curves(self.run.path / "curves", machine.account.read if loaded else None)
         self.coordinator = Coordinator(
@@ -325,6 +327,7 @@ class Trainer:
     def _stopped(self, error: BaseException) -> BaseException:
         """What to raise when a day could not be finished, with the state kept where it is worth keeping."""
         error = self._keeper.settled(error)
+        self._tell_decisions()
         if isinstance(error, ClusterLost):
             return error  # who watches over the cluster goes on from the last snapshot
         if isinstance(error, LossError):

@@ -58,3 +58,19 @@ def test_closed_from_elsewhere_it_is_not_the_end_of_the_data():
     closing.join()
     assert outcome == ["stopped"]
     batches.close()
+
+
+def test_it_reads_as_far_ahead_as_somebody_needs_at_once():
+    """More workers in a step than batches that are read ahead otherwise."""
+    told = threading.Semaphore(0)
+    ahead = ReadAhead(iter(range(12)), 2, told.release)
+    assert not ahead.has(10)
+    for _ in range(10):
+        assert told.acquire(timeout=60)
+    assert ahead.has(10)
+    taken = [next(ahead) for _ in range(10)]
+    assert len(taken) == 10
+    while not ahead.has(10):  # two are left, and no more will come
+        assert told.acquire(timeout=60)
+    assert len(list(ahead)) == 2
+    ahead.close()

@@ -76,6 +76,7 @@ def test_after_a_stop_it_decides_as_if_there_had_been_none(log, tmp_path, monkey
     assert [line["pace"] for line in decisions(tmp_path / "cut")] == ["gba"]
     assert ends(tmp_path / "cut")["pace"] == "gba"
     assert ends(tmp_path / "cut")["samples_read"] == 6000
+    assert replayed(tmp_path / "cut", config).version == ends(tmp_path / "cut")["updates"]
 
 
 def test_threads_one_of_which_is_slow(log, tmp_path):

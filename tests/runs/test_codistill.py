@@ -21,7 +21,7 @@ from paceline.data.share import Share
 from paceline.data.stream import Plan, day_batches
 from paceline.errors import ConfigError, RunDirError, TrainingError
 from paceline.exchange.direct import Pulled
-from paceline.groups import served, train_groups
+from paceline.groups import train_groups
 from paceline.models.base import Inputs
 from paceline.models.registry import build_model
 from paceline.report.churn import churn
@@ -290,8 +290,9 @@ def test_one_command_for_all_groups_and_one_that_fails_stops_nobody(log, tmp_pat
     model = train_groups(path, [], 2, tmp_path / "half", True, told.append)
     assert model == tmp_path / "half" / "group-1"
     assert any("group 0 ended with exit code" in line for line in told)
+    (tmp_path / "half" / "group-1" / "config.yaml").write_text("no: {configuration")
     with pytest.raises(TrainingError, match="no group came to its end"):
-        served(tmp_path / "nothing", 2)
+        train_groups(path, [], 2, tmp_path / "half", True, told.append)
     with pytest.raises(RunDirError, match="there is a run already"):
         train_groups(path, [], 2, tmp_path / "run", False, told.append)
 
@@ -319,6 +320,13 @@ def test_churn_is_the_mean_difference_of_predictions(log, tmp_path):
     assert "--data is for --churn" in done.stderr
     with pytest.raises(ConfigError, match="two run directories"):
         churn([tmp_path / "a"])
+
+
+def test_a_group_has_to_be_where_the_others_look_for_it(log, tmp_path):
+    with pytest.raises(RunDirError, match=r"this one's has to be group-1.*--run-dir DIR/group-1"):
+        train(group(log, 1), log, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"codistill.group: which group"):
+        train(job(log, codistill={"groups": 2}), log, tmp_path / "group-0")
 
 
 @pytest.mark.parametrize(

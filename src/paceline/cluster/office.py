@@ -182,8 +182,15 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
     def poke(self) -> None:
         """There is more data: perhaps a step was waiting for it."""
         with self._changed:
-            if self._lockstep.shards:
+            coordinator = self._coordinator
+            if coordinator is None or not self._lockstep.shards:
+                return
+            try:
                 self._advance()
+            except Stopped:
+                pass
+            except Exception as error:  # of the data, or of what is done when it is read: not the reading thread's own
+                coordinator.fail(error)
 
     def _unseat(self, coordinator: Coordinator, worker: str) -> None:
         self._seated.discard(worker)

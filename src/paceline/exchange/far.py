@@ -259,10 +259,7 @@ class FarShards:
             route = self._free.pop() if self._free else None
         if route is None:
             self._check()
-            ways = [FarShard(self._security, a, self._generation, self._width, False) for a in self._addresses]
-            route = ShardedRoute(ways, self._slices, self._width)
-            with self._lock:
-                self._routes.append(route)
+            route = self._new_route()
         try:
             with _lost_as_such():
                 yield route
@@ -273,3 +270,21 @@ class FarShards:
             raise
         with self._lock:
             self._free.append(route)
+
+    def _new_route(self) -> ShardedRoute:
+        ways: list[FarShard] = []
+        try:
+            with _lost_as_such():
+                for address in self._addresses:
+                    ways.append(FarShard(self._security, address, self._generation, self._width, False))
+        except BaseException:
+            for way in ways:
+                way.close()
+            raise
+        route = ShardedRoute(ways, self._slices, self._width)
+        with self._lock:
+            self._routes.append(route)
+        if self.failure is not None:  # all were broken off meanwhile
+            route.close()
+            raise self.failure
+        return route

@@ -26,6 +26,7 @@ from typing import Any
 from paceline.pace.values import Pace
 
 LEAST = 8  # gradients in a window
+_LATEST = 8  # computing times of a worker that rounds are played with
 _MEMORY = 0.5  # what a new measurement counts against those before
 
 
@@ -87,7 +88,7 @@ def modelled(pace: Pace, times: Sequence[Sequence[float]]) -> float:
     """Gradients per second at `pace` if nothing but computing took time. times: the latest ones of each worker."""
     means = [sum(own) / len(own) for own in times]
     if pace.round is not None:
-        return rounds_rate(times, pace.buffer, pace.round)
+        return rounds_rate([own[-_LATEST:] for own in times], pace.buffer, pace.round)
     if pace.spread is not None:
         return len(means) / max(means)  # nobody gets away from the slowest
     return sum(1.0 / mean for mean in means)
@@ -128,7 +129,8 @@ class Pilot:
             self._times.setdefault(_process(fact.worker), []).append(fact.seconds / fact.samples)
         self._gradients += 1
         self._samples += fact.samples
-        updated, self._version = fact.version != self._version, fact.version
+        # Of the first one nobody knows what came before it: it begins nothing.
+        updated, self._version = self._version not in (-1, fact.version), fact.version
         if not updated:
             return None  # only whole updates make a rate
         if self._window is None:

@@ -154,18 +154,23 @@ def replay(lines: Iterable[str], pilot: Pilot | None = None) -> State:
         if expected:
             raise PaceError(f"trace line {number}: the machine also says {expected[0]!r}, which was not recorded")
         if text.startswith("="):
+            if pilot is not None and state is not None:  # as the one of a resumed run, which begins without a window
+                told, pilot = pilot.to_json(), Pilot(pilot.candidates, pilot.margin, pilot.patience)
+                pilot.restore(told)
             state = from_json(json.loads(text[2:]))
         elif text.startswith(">"):
             if state is None:
                 raise PaceError(f"trace line {number}: an event before the start line ('= ...')")
             expected = [command_line(c) for c in step(state, read_event(text))]
-            if pilot is not None and any(line.startswith("< drained") for line in expected):
+            if pilot is not None and state.drained:
                 pilot.pause()
         elif text.startswith("?") and pilot is not None and state is not None:
             worker, samples, seconds, now = text.removeprefix("? ").rsplit(" ", 3)
             applied = state.account.applied
             fact = Fact(worker, int(samples), float(seconds), float(now), applied, state.version, state.steps.keys())
             decision = pilot.observe(fact)
+            if state.drained:
+                pilot.pause()
             expected = [] if decision is None else [decision_line(decision)]
     if state is None:
         raise PaceError("an empty trace: there is no start line ('= ...')")

@@ -36,6 +36,8 @@ class Churn:
 def predictions(run: Path, files: list[str]) -> npt.NDArray[np.float64]:
     """Click probabilities of the run's newest checkpoint on every row of `files`, in their order, [rows]."""
     trained = load_run(run)
+    if trained.job.config.interactions is not None:
+        raise ConfigError(f"--churn: {run} ranks items; churn is of click probabilities")
     found: dict[int, Floats] = {}
     plan = Plan(0, SCORING_BATCH, moments=trained.moments, frozen=True)
 

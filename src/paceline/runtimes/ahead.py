@@ -46,8 +46,9 @@ class ReadAhead:
         raise Stopped  # and not the end of the data
 
     def has(self, batches: int) -> bool:
-        """Whether so many can be taken without waiting, or as many as it ever holds, or all that are left."""
-        return self._ended or self._ready.qsize() >= min(batches, self._ready.maxsize)
+        """Whether so many can be taken without waiting, or all that are left. From then on it reads as far ahead."""
+        self._ready.maxsize = max(self._ready.maxsize, batches)  # looked at with every attempt to put one
+        return self._ended or self._ready.qsize() >= batches
 
     def close(self) -> None:
         """Stop reading."""
@@ -67,7 +68,7 @@ class ReadAhead:
         while not self._stopped.is_set():
             try:
                 self._ready.put(item, timeout=0.1)
-                self._ended = self._ended or not isinstance(item, Batch)
+                self._ended = self._ended or item is None or isinstance(item, BaseException)
                 self._on_batch()
                 return True
             except queue.Full:

@@ -70,7 +70,7 @@ def _compute(replica: Replica, work: Work) -> Result:
     with torch.no_grad():
         replica.flat.copy_(work.dense)
     replica.statistics.copy_(work.statistics)
-    loss, gradient, norm = compute(replica, work.lease, work.pulled)
+    loss, gradient, norm = compute(replica, replica.taught(work.lease), work.pulled)
     return loss, gradient, norm, replica.statistics.clone()
 
 

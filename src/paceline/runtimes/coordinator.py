@@ -228,6 +228,8 @@ class Coordinator:
         fact = p.Fact(worker, samples, seconds, self._clock(), account.applied, machine.version, machine.steps.keys())
         self._trace(p.fact_line(fact))
         decision = pilot.observe(fact)
+        if machine.drained:
+            pilot.pause()  # nobody works until the next day
         if decision is not None:
             self._trace(p.decision_line(decision))
             self.decisions.append((account.read, decision))

@@ -52,6 +52,7 @@ def work(name: str, office: Office, route: Route, replica: Replica, turn: Turn |
     """A worker's whole life: lease, pull, compute, push, until the data is drained. turn: held while it computes."""
     turn = turn or Turn()
     while (lease := office.lease(name)) is not None:
+        lease = replica.taught(lease)  # a new teacher takes time to load, which is no computing
         pulled = route.pull(lease.batch.flat_ids(), replica.flat, lease.ticket)
         with turn:
             loss, gradient, norm = compute(replica, lease, pulled)
@@ -61,7 +62,7 @@ def work(name: str, office: Office, route: Route, replica: Replica, turn: Turn |
 
 def compute(replica: Replica, lease: Lease, pulled: Pulled) -> tuple[float, Gradient, float]:
     """(mean log loss, its gradient, the gradient's norm) of a leased batch. Raises LossError if one is not finite."""
-    return checked(lease, *replica.gradient(replica.taught(lease).batch, pulled))
+    return checked(lease, *replica.gradient(lease.batch, pulled))
 
 
 def checked(lease: Lease, loss: float, gradient: Gradient) -> tuple[float, Gradient, float]:
