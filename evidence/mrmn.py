@@ -163,7 +163,8 @@ def report(study: Study, results: list[Result]) -> None:
     minutes = sum(r.minutes for r in results)
     text = f"# MRMN on several types of feedback\n\n    {study.command}\n\n{(__doc__ or '').strip()}\n\n"
     text += f"{DIM} numbers a vector, {SLOTS} slots, 4 negatives, {len(study.seeds)} seed(s), ± half the range;"
-    text += f" {minutes:.0f} minutes of processes on a busy machine. Candidates are all items but those that the user has feedback of"
+    text += f" {minutes:.0f} minutes of processes on a busy machine."
+    text += " Candidates are all items but those that the user has feedback of"
     text += " the target on in training; or 99 of them, drawn. Every arm has the same held-out rows and candidates."
     text += " By strength: margins 0.5, 1 and 2"
     text += (
@@ -223,7 +224,7 @@ def _plot(study: Study, results: list[Result]) -> None:
         axis.invert_yaxis()
         axis.set_title(task.title, loc="left", fontsize=10)
         axis.set_xlabel(f"{task.target}, among all items")
-    figure.axes[0].legend(frameon=False, fontsize=9, loc="lower right")
+    figure.axes[1].legend(frameon=False, fontsize=9, loc="lower right")
     figure.tight_layout()
     study.figure("plot.png", figure)
 
