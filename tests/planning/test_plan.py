@@ -125,6 +125,12 @@ def test_this_machine_is_measured(log):
     assert slope >= 0
 
 
+def test_a_machine_is_measured_on_a_log_of_less_than_a_batch(log):
+    found = measure_machine(job(log, batch={"global": 16384}), log, [16384], 0.1)
+    assert [t.samples for t in found.timings] == [16384]
+    assert found.timings[0].step > 0
+
+
 MACHINE = MachineFacts(
     cores=4,
     timings=(Timing(50, 0.006, 0.008, 0.001), Timing(100, 0.011, 0.013, 0.001), Timing(200, 0.021, 0.023, 0.001)),
