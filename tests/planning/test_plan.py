@@ -25,9 +25,9 @@ from paceline.planning.twin import slow_down, twin
 from paceline.planning.words import reasons
 
 SPEC = {
-    "workers": 6,
+    "workers": 4,
     "compute": {"fixed_ms": 4, "per_sample_us": 60, "jitter_sigma": 0.2},
-    "servers": {"count": 2, "ms_per_mb": 20},
+    "servers": {"count": 1, "ms_per_mb": 20},
 }
 FAST = Options(rows=2600)
 
@@ -225,7 +225,7 @@ def test_the_files_run_as_they_are(log, plan, tmp_path):
     assert (config.workers, config.local_batch, config.batch.global_) == (chosen.workers, chosen.local, chosen.global_)
     assert config.pace.name == chosen.pace.name
     assert spec.workers == chosen.workers
-    assert spec.servers.count == (chosen.servers or 2)
+    assert spec.servers.count == 1
     end = simulate(config, spec, paths[0].parent, tmp_path / "run")
     assert end["samples_applied"] + end["samples_dropped"] == 9000
 
