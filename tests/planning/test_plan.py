@@ -25,9 +25,9 @@ from paceline.planning.twin import slow_down, twin
 from paceline.planning.words import reasons
 
 SPEC = {
-    "workers": 6,
+    "workers": 4,
     "compute": {"fixed_ms": 4, "per_sample_us": 60, "jitter_sigma": 0.2},
-    "servers": {"count": 2, "ms_per_mb": 20},
+    "servers": {"count": 1, "ms_per_mb": 20},
 }
 FAST = Options(rows=2600)
 
@@ -130,6 +130,12 @@ def test_this_machine_is_measured(log):
     assert slope >= 0
 
 
+def test_a_machine_is_measured_on_a_log_of_less_than_a_batch(log):
+    found = measure_machine(job(log, batch={"global": 16384}), log, [16384], 0.1)
+    assert [t.samples for t in found.timings] == [16384]
+    assert found.timings[0].step > 0
+
+
 MACHINE = MachineFacts(
     cores=4,
     timings=(Timing(50, 0.006, 0.008, 0.001), Timing(100, 0.011, 0.013, 0.001), Timing(200, 0.021, 0.023, 0.001)),
@@ -224,7 +230,7 @@ def test_the_files_run_as_they_are(log, plan, tmp_path):
     assert (config.workers, config.local_batch, config.batch.global_) == (chosen.workers, chosen.local, chosen.global_)
     assert config.pace.name == chosen.pace.name
     assert spec.workers == chosen.workers
-    assert spec.servers.count == (chosen.servers or 2)
+    assert spec.servers.count == 1
     end = simulate(config, spec, paths[0].parent, tmp_path / "run")
     assert end["samples_applied"] + end["samples_dropped"] == 9000
 

@@ -166,13 +166,17 @@ CLUSTERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def data(log):
+    return measure_data(job(log), log, [16, 32, 128], [1])
+
+
 @pytest.mark.parametrize("name", CLUSTERS)
 @pytest.mark.parametrize("pace", ["sync", "gba", "async", "bulk_synchronous"])
 @pytest.mark.parametrize("workers", [1, 4, 8])
-def test_predicted_is_within_15_percent_of_simulated(log, name, pace, workers):
+def test_predicted_is_within_15_percent_of_simulated(log, data, name, pace, workers):
     spec = ClusterSpec.model_validate({"workers": 8, **CLUSTERS[name]})
     config = job(log)
-    data = measure_data(config, log, [16, 32, 128], [1])
     chosen = candidate(workers, 128 // max(workers, 4), pace, global_=128, servers=2)
     found = simulated(config, log, chosen, spec, 6000)
     assert predict(chosen, spec, data).samples_per_s == pytest.approx(found.samples_per_s, rel=0.15)

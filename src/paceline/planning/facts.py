@@ -58,8 +58,8 @@ class DataFacts:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Medians of one worker with one thread at a local batch of `samples`. compute: of the gradient alone; step: lease,
-    pull, compute, push, apply; apply: of that the update, which nothing else runs beside."""
+    """Medians of one worker with one thread at a local batch of `samples`, seconds on a core. compute: of the gradient
+    alone; step: lease, pull, compute, push, apply; apply: of that the update, which nothing else runs beside."""
 
     samples: int
     compute: float
@@ -71,7 +71,7 @@ class Timing:
 class MachineFacts:
     """Of this machine. timings: at three local batches, in their order; apply_more: seconds of an update of `parts`
     gradients of the middle one; crowding: what a step takes on all cores at once over what it takes alone, >= 1;
-    read_cpu: seconds of a core that a sample takes to read; read_rate: samples per second that the reader can give."""
+    read_cpu: seconds of a core for reading a sample; read_rate: samples per second that the reader could give."""
 
     cores: int
     timings: tuple[Timing, ...]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from paceline.assembly import Job, assemble
 from paceline.batch import Batch
 from paceline.config import JobConfig
 from paceline.data.moments import no_moments
-from paceline.data.stream import Plan, day_batches
+from paceline.data.stream import ENCODERS, Plan, day_batches
 from paceline.exchange.direct import DirectRoute
 from paceline.exchange.placement import owner_of
 from paceline.params.table import unique
@@ -95,36 +96,44 @@ def measure_machine(config: JobConfig, base: Path, sizes: list[int], seconds: fl
     cores = os.cpu_count() or 1
     job = assemble(config, base, replicas=cores)
     share = seconds / (len(sizes) + 3)
-    read_rate, read_cpu = _reading(job, sizes[-1], share)
+    read_rate, read_cpu = _reading(job, sizes[-1], share, cores)
     runtime, timings = _Runtime(job), []
     for size in sizes:
-        looked = batches(job, size, 4 * _BATCHES)
-        runtime.loop(looked, 1, 1, 0.0)  # compiles, and brings rows into being
-        step, apply = runtime.loop(looked, 1, 1, share)
-        timings.append(Timing(size, _computing(job, looked, share / 2), step, apply))
-    alone = timings[len(sizes) // 2]
-    looked = batches(job, alone.samples, 4 * _BATCHES)
-    _, several = runtime.loop(looked, 1, _PARTS, share)
-    crowding = 1.0
-    if cores > 1:
-        cycle, _ = runtime.loop(looked, cores, 1, share)
-        crowding = max(cycle / alone.step, 1.0)
+        looked = batches(job, size, 8 * _BATCHES)
+        half = len(looked) // 2
+        runtime.loop(looked[:half] or looked, 1, 1, 0.0)  # compiles
+        # Once only: rows that are new, or far from any cache, are what a run has to do with.
+        alone = runtime.loop(looked[half:], 1, 1, 0.0)
+        timings.append(Timing(size, _computing(job, looked, share / 2), alone.busy, alone.apply))
+    middle = sizes[len(sizes) // 2]
+    looked = batches(job, middle, 4 * _BATCHES)
+    several = runtime.loop(looked, 1, _PARTS, share).apply
+    known = runtime.loop(looked, 1, 1, share).cycle
+    crowding = runtime.loop(looked, cores, 1, share).cycle / known if cores > 1 else 1.0
+    crowding = min(max(crowding, 1.0), float(cores))  # at worst a second core brings nothing
     return MachineFacts(cores, tuple(timings), _PARTS, several, crowding, read_cpu, read_rate)
 
 
-def _reading(job: Job, size: int, seconds: float) -> tuple[float, float]:
-    """(samples per second, seconds of a core for a sample) of reading alone."""
+def _reading(job: Job, size: int, seconds: float, cores: int) -> tuple[float, float]:
+    """(samples per second that an idle machine could read, seconds of a core for a sample). One thread cuts the files
+    into rows, ENCODERS others make ids of them."""
     plan = Plan(0, size, moments=no_moments(len(job.schema.dense)))
     rows, started, used = 0, time.perf_counter(), time.process_time()
-    for files in itertools.cycle(job.days):
-        with contextlib.closing(day_batches(job.log, files, plan)) as source:
-            for batch in source:
-                rows += batch.samples
-                if time.perf_counter() - started > seconds:
-                    break
-        if time.perf_counter() - started > seconds:
-            break
-    return rows / (time.perf_counter() - started), (time.process_time() - used) / rows
+    with contextlib.closing(day_batches(job.log, job.days[0], plan)) as source:
+        for batch in source:
+            rows += batch.samples
+            if time.perf_counter() - started > seconds / 2:
+                break
+    whole = (time.process_time() - used) / rows
+    rows, started, used = 0, time.perf_counter(), time.thread_time()
+    for path in job.days[0]:
+        for chunk in job.log.chunks(path, 0, 0):
+            rows += chunk.rows
+            if time.perf_counter() - started > seconds / 2:
+                break
+    cut = min((time.thread_time() - used) / rows, whole)
+    encode = (whole - cut) / ENCODERS
+    return 1.0 / max(cut, encode, whole / cores), whole
 
 
 def _computing(job: Job, looked: list[Batch], seconds: float) -> float:
@@ -137,15 +146,24 @@ def _computing(job: Job, looked: list[Batch], seconds: float) -> float:
         until = time.perf_counter() + seconds
         pulled = [job.direct.read(batch.flat_ids()) for batch in looked]
         for batch, rows in itertools.cycle(zip(looked, pulled, strict=True)):
-            started = time.perf_counter()
+            started = time.thread_time()
             replica.gradient(batch, rows)
-            took.append(time.perf_counter() - started)
+            took.append(time.thread_time() - started)
             if time.perf_counter() > until and len(took) > 2 * len(looked):
                 break
         return statistics.median(took)
 
     with ThreadPoolExecutor(1, "measure") as pool:
         return pool.submit(measured).result()
+
+
+class _Loop(NamedTuple):
+    """Medians of one thread, seconds. cycle: from update to update; busy: of it, on a core; apply: of an update, on a
+    core. What others do on the machine lengthens a cycle and not the time on a core."""
+
+    cycle: float
+    busy: float
+    apply: float
 
 
 class _Runtime:
@@ -155,40 +173,48 @@ class _Runtime:
         self._job, self._route = job, _Timed(job.direct)
         self._coordinator = Coordinator(p.begin(p.asynchronous()), self._route, lambda _: None)
 
-    def loop(self, looked: list[Batch], workers: int, gradients: int, seconds: float) -> tuple[float, float]:
-        """(median seconds between updates by the same of `workers` threads, median seconds of an update of
-        `gradients`), from passes over `looked` for about `seconds`, at least one."""
+    def loop(self, looked: list[Batch], workers: int, gradients: int, seconds: float) -> _Loop:
+        """Passes over `looked` for about `seconds`, at least one, with `workers` threads and `gradients` an update."""
         self._coordinator.switch(p.bulk_synchronous(gradients))
-        self._route.ended.clear()
-        self._route.seconds.clear()
+        self._route.clear()
         started = time.perf_counter()
 
         def source() -> Iterator[Batch]:
-            while True:
-                yield from looked
-                if time.perf_counter() - started > seconds:
+            # So many that some thread has several updates, however short the log and whatever the cores.
+            least = max(len(looked), 3 * workers * gradients)
+            for number, batch in enumerate(itertools.cycle(looked)):
+                if number >= least and time.perf_counter() - started > seconds:
                     return
+                yield batch
 
         run_day(self._coordinator, self._job.direct, self._job.replicas[:workers], source())
-        cycles = [b - a for ends in self._route.ended.values() for a, b in itertools.pairwise(ends)]
-        took = time.perf_counter() - started
-        return statistics.median(cycles) if cycles else took, statistics.median(self._route.seconds)
+        return self._route.medians()
 
 
 class _Timed:
-    """A route whose updates are timed. ended: when updates were through, by the thread that brought them about."""
+    """A route whose updates are timed: when each was through, by the thread that brought it about."""
 
     def __init__(self, route: DirectRoute) -> None:
         self._route = route
-        self.seconds: list[float] = []
-        self.ended: dict[int, list[float]] = {}
+        self._seconds: list[float] = []
+        self._ended: dict[int, list[tuple[float, float]]] = {}
+
+    def clear(self) -> None:
+        self._seconds.clear()
+        self._ended.clear()
+
+    def medians(self) -> _Loop:
+        pairs = [pair for ends in self._ended.values() for pair in itertools.pairwise(ends)]
+        cycle = statistics.median(after[0] - before[0] for before, after in pairs)
+        busy = statistics.median(after[1] - before[1] for before, after in pairs)
+        return _Loop(cycle, busy, statistics.median(self._seconds))
 
     def apply(self, command: p.Apply) -> float:
-        started = time.perf_counter()
+        started = time.thread_time()
         norm = self._route.apply(command)
-        ended = time.perf_counter()
-        self.seconds.append(ended - started)
-        self.ended.setdefault(threading.get_ident(), []).append(ended)
+        ended = time.thread_time()
+        self._seconds.append(ended - started)
+        self._ended.setdefault(threading.get_ident(), []).append((time.perf_counter(), ended))
         return norm
 
     def drop(self, number: int) -> None:

@@ -11,7 +11,7 @@ _PARTS = {
     "transfer": "transfers and latency",
     "servers": "the servers and their queue",
     "waiting": "waiting for the slowest",
-    "update": "the update at the end of a round",
+    "update": "updates",
 }
 
 
@@ -146,13 +146,18 @@ def _exchange(plan: Plan) -> str:
 
 
 def _step(plan: Plan) -> str:
-    step = plan.choice.step
+    step = dict(plan.choice.step)
+    if plan.ground == "machine":  # nothing travels: what the twin has there are updates
+        step["update"] += step.pop("transfer") + step.pop("servers")
     total = sum(step.values())
     if not total:
         return ""
     parts = sorted(((seconds / total, _PARTS[name]) for name, seconds in step.items()), reverse=True)
     told = ", ".join(f"{share:.0%} {name}" for share, name in parts if share >= 0.01)
-    return f"A gradient takes {1e3 * total:,.2f} ms: {told}."
+    text = f"A gradient takes {1e3 * total:,.2f} ms: {told}."
+    if plan.machine is not None and plan.choice.samples_per_s >= plan.machine.read_rate:
+        text += f" Reading is the limit: no more than {plan.machine.read_rate:,.0f} samples/s come out of the files."
+    return text
 
 
 def _checked(plan: Plan) -> str:
