@@ -97,9 +97,8 @@ def serve_chief(values, host):
     say(office=chief.start()[0], meeting=chief.meeting())
     for line in sys.stdin:
         asked, came = json.loads(line), []
-        run = threading.Thread(
-            target=lambda: came.append(chief.run(**asked, recovered=(0, 0.0, None), workers=len(asked["shards"])))
-        )  # noqa: B023
+        asked |= {"recovered": (0, 0.0, None), "workers": len(asked["shards"])}
+        run = threading.Thread(target=lambda: came.append(chief.run(**asked)))  # noqa: B023
         run.start()
         while run.is_alive():
             time.sleep(0.05)

@@ -10,6 +10,7 @@ from tools import job, synthetic
 
 from paceline import checkpoint
 from paceline.exchange import shards
+from paceline.exchange.desk import Superseded
 from paceline.training import train
 
 
@@ -112,3 +113,15 @@ def test_teachers_are_the_same_on_a_cluster(log, tmp_path, steps):
     assert not torch.equal(expected[1], alone[1])
     with party(config, nodes=2, workers=1, steps=steps, exchange="rows") as made:
         assert_same(on_cluster(config, log, made, before_day=before_day), expected)
+
+
+def test_a_shard_never_goes_back_to_an_older_generation(log):
+    """A request that a cut network held back comes after those that were sent later."""
+    with party(job(log), nodes=2) as made:
+        node = made.nodes[0]
+        assert node._desk.generation == 1
+        made.begin()
+        before = node._desk.home
+        with pytest.raises(Superseded, match="generation 1 is over; it is 2"):
+            node._reset({"generation": 1, "snapshot": None})
+        assert (node._desk.generation, node._desk.home) == (2, before)

@@ -46,8 +46,14 @@ class Desk:
         self._pulled: dict[int, tuple[int, Pulled]] = {}
 
     def begin(self, generation: int, home: DirectRoute) -> None:
-        """A new generation with this state: whoever is of an older one is refused, and what waited is forgotten."""
+        """A new generation with this state: whoever is of an older one is refused, and what waited is forgotten.
+
+        Raises Superseded for an older generation than the present: what a network that was cut had held back may arrive
+        after what was sent later.
+        """
         with self._changed:
+            if generation < self.generation:
+                raise Superseded(f"generation {generation} is over; it is {self.generation}")
             self.generation, self.home = generation, home
             self._pulled.clear()
             self._changed.notify_all()
