@@ -115,9 +115,11 @@ class Recorder(Coordinator):
 
     losses: list[float]
 
-    def push(self, worker: str, lease: Lease, loss: float, norm: float, statistics: Tensor) -> None:
+    def push(
+        self, worker: str, lease: Lease, loss: float, norm: float, statistics: Tensor, seconds: float = 0.0
+    ) -> None:
         self.losses.append(loss)
-        super().push(worker, lease, loss, norm, statistics)
+        super().push(worker, lease, loss, norm, statistics, seconds)
 
 
 class Paced:
