@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from paceline.errors import LossError, PacelineError
 from paceline.exchange.direct import DirectRoute
 from paceline.rundir import storing
 from paceline.runtimes.statistics import Statistics
+from paceline.threads import SureThread
 
 
 class Keeper:
@@ -26,7 +26,7 @@ class Keeper:
     def __init__(self, folder: Path, keep: int, route: DirectRoute | None) -> None:
         self.folder, self.keep, self._route = folder, keep, route
         self.since: list[checkpoint.Piece] | None = None  # the last committed snapshot's, shard by shard
-        self._thread: threading.Thread | None = None
+        self._thread: SureThread | None = None
         self._failure: BaseException | None = None
 
     def load(self, statistics: Statistics) -> checkpoint.Loaded | None:
@@ -66,7 +66,7 @@ class Keeper:
         What is in `state` may change as soon as this returns."""
         self.wait()
         arguments = (copy, json.loads(json.dumps(state)), sound, statistics)
-        self._thread = threading.Thread(target=self._write, args=arguments, name="paceline-snapshot")
+        self._thread = SureThread(target=self._write, args=arguments, name="paceline-snapshot")
         self._thread.start()
 
     def wait(self) -> None:

@@ -23,6 +23,7 @@ from paceline.data.share import Share
 from paceline.data.text import Dialect, read_delimited, read_libsvm, without_absent_label
 from paceline.errors import DataError
 from paceline.schema import Schema
+from paceline.threads import SureThread
 
 DEPTH = 6
 ENCODERS = 2
@@ -136,7 +137,7 @@ class _Ahead:
         self._queue: queue.Queue[Block | BaseException | None] = queue.Queue(DEPTH)
         self._closed = threading.Event()
         self._make = make
-        self._thread = threading.Thread(target=self._run, name="paceline-read", daemon=True)
+        self._thread = SureThread(target=self._run, name="paceline-read", daemon=True)
         self._started = False
 
     def _put(self, item: Block | BaseException | None) -> bool:

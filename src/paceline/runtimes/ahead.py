@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from paceline.batch import Batch
 from paceline.runtimes.coordinator import Stopped
+from paceline.threads import SureThread
 
 
 class ReadAhead:
@@ -25,7 +26,7 @@ class ReadAhead:
         self._ended = False
         self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(batches)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._read, name="reading ahead", daemon=True)
+        self._thread = SureThread(target=self._read, name="reading ahead", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> ReadAhead:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from paceline.runtimes.compute import Replica
 from paceline.runtimes.coordinator import Coordinator, Lease, Stopped
 from paceline.runtimes.statistics import Statistics
 from paceline.runtimes.turns import Killed, Turn
+from paceline.threads import SureThread
 
 
 class Office(Protocol):
@@ -178,8 +178,7 @@ def run_day(
     for name in replicas:
         coordinator.join(name)
     threads = [
-        threading.Thread(target=body, args=(name, replica), name=name, daemon=True)
-        for name, replica in replicas.items()
+        SureThread(target=body, args=(name, replica), name=name, daemon=True) for name, replica in replicas.items()
     ]
     try:
         for thread in threads:

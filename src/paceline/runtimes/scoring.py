@@ -13,6 +13,7 @@ from paceline.errors import LossError
 from paceline.runtimes.body import Store
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.local import settle_thread
+from paceline.threads import SureThread
 
 
 def score(
@@ -55,7 +56,7 @@ def score(
             errors.append(error)
 
     own = [replica.statistics.clone() for replica in replicas]
-    threads = [threading.Thread(target=body, args=(replica,), daemon=True) for replica in replicas]
+    threads = [SureThread(target=body, args=(replica,), daemon=True) for replica in replicas]
     for thread in threads:
         thread.start()
     try:

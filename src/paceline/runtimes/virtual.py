@@ -14,7 +14,6 @@ all-to-all, the dense gradient is summed by a ring when a round is complete, and
 from __future__ import annotations
 
 import heapq
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from paceline.runtimes.coordinator import Coordinator, Lease
 from paceline.runtimes.local import worker_names
 from paceline.runtimes.statistics import Statistics
 from paceline.runtimes.virtual_cluster import Doubles, Failures, Speeds, Wires
+from paceline.threads import SureThread
 
 _DEATHS = 100  # for each worker, with no gradient finished: the run leads nowhere
 _ASKED, _COMPUTED, _ARRIVED, _SETTLED, _DIES, _BACK = range(6)
@@ -109,7 +109,7 @@ class VirtualBody:
             except BaseException as error:  # raised again below, in the calling thread
                 coordinator.fail(error)
 
-        thread = threading.Thread(target=body, name="virtual cluster", daemon=True)
+        thread = SureThread(target=body, name="virtual cluster", daemon=True)
         try:
             thread.start()
             while thread.is_alive():
