@@ -57,13 +57,17 @@ def train(folder: Path, name: str, values: dict[str, Any]) -> tuple[list[dict[st
     return found[0], found[1]
 
 
-def cut_days(folder: Path, parts: int = 4) -> list[str]:
-    """The Criteo sample with its first six days in so many files each."""
+def criteo() -> Path:
     data = Path(os.environ.get("PACELINE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "criteo"
     if not data.exists():
         sys.exit(f"same: no Criteo sample at {data}; set PACELINE_DATA to the folder that holds criteo/")
+    return data
+
+
+def cut_days(folder: Path, parts: int = 4) -> list[str]:
+    """The Criteo sample with its first six days in so many files each."""
     files = []
-    for day in sorted(data.glob("day_*.tsv.gz")):
+    for day in sorted(criteo().glob("day_*.tsv.gz")):
         with gzip.open(day, "rb") as stored:
             lines = stored.read().splitlines(keepends=True)
         pieces = parts if day.name < "day_6" else 1
@@ -92,8 +96,7 @@ def same(folder: Path, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     aucs: dict[str, list[float]] = {"sync": [], "gba": []}
     for seed in range(rounds):
-        serial, auc = told(f"serial-{seed}", workers=1, seed=seed)
-        aucs["sync"].append(auc)
+        serial, serial_auc = told(f"serial-{seed}", workers=1, seed=seed)
         ways = [*itertools.product((1, 2, 3, 4), ("rows", "substitute")), (3, "push_pull")]
         for nodes, exchange in ways if not seed else [(4, "substitute")]:
             name = f"{nodes}-{exchange}-{seed}"
@@ -103,10 +106,12 @@ def same(folder: Path, rounds: int) -> dict[str, Any]:
                 "points": len(losses),
                 "worst_relative": worst,
                 "auc": auc,
-                "auc_gap": auc - aucs["sync"][seed],
+                "auc_gap": auc - serial_auc,
             }
             print(f"  {name}: {found[name]}", flush=True)
-        aucs["gba"].append(told(f"gba-{seed}", seed=seed, pace="gba", cluster={"nodes": 4})[1])
+        whole = {"data": {"format": "criteo", "days": str(criteo() / "day_*.tsv.gz")}}  # no small update before a test
+        aucs["sync"].append(told(f"whole-{seed}", workers=1, seed=seed, **whole)[1])
+        aucs["gba"].append(told(f"gba-{seed}", seed=seed, pace="gba", cluster={"nodes": 4}, **whole)[1])
         print(f"  gba, seed {seed}: {aucs['gba'][seed]:.5f}, sync {aucs['sync'][seed]:.5f}", flush=True)
     return {"sync_by_nodes": found, "auc": aucs}
 
