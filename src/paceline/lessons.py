@@ -14,7 +14,7 @@ from typing import Any
 from paceline import checkpoint
 from paceline.codistillconfig import CodistillConfig
 from paceline.errors import RunDirError
-from paceline.rundir import CHECKPOINTS, storing
+from paceline.rundir import CHECKPOINTS, replace_text, storing, whole_lines
 from paceline.runtimes.coordinator import Coordinator
 
 LESSONS = "lessons.jsonl"
@@ -41,9 +41,15 @@ class Lessons:
         self._exchanges = 0  # that were due until now
         self._teachers: tuple[str, ...] = ()
         self._missed = False
+        self._told = 0  # lines of LESSONS
 
     def begin(self, state: dict[str, Any] | None) -> tuple[str, ...]:
         """The teachers to begin with. state: of the snapshot that the run goes on from."""
+        if (self._run / LESSONS).exists():  # what came after the snapshot will come again
+            told = whole_lines(self._run / LESSONS)[: 0 if state is None else state.get("told", 0)]
+            with storing(self._run / LESSONS):
+                replace_text(self._run / LESSONS, "".join(told))
+            self._told = len(told)
         if state is not None:
             self._exchanges = state["exchanges"]
             found = [self._run.parent / path for path in state["teachers"]]
@@ -71,6 +77,7 @@ class Lessons:
             names = [str(Path(path).relative_to(self._run.parent)) for path in found]
             with storing(self._run / LESSONS), open(self._run / LESSONS, "a") as file:
                 file.write(json.dumps({"samples_read": read, "teachers": names}) + "\n")
+            self._told += 1
 
     def _newest(self) -> tuple[str, ...] | None:
         """The newest copy of every other group, or None while one has none."""
@@ -80,4 +87,4 @@ class Lessons:
     def to_json(self) -> dict[str, Any]:
         """What a snapshot keeps."""
         names = [str(Path(path).relative_to(self._run.parent)) for path in self._teachers]
-        return {"exchanges": self._exchanges, "teachers": names}
+        return {"exchanges": self._exchanges, "teachers": names, "told": self._told}

@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 from paceline.cluster.chief import Chief
@@ -101,7 +100,7 @@ def serve_chief(values, host):
         run = threading.Thread(target=lambda: came.append(chief.run(**asked)))  # noqa: B023
         run.start()
         while run.is_alive():
-            time.sleep(0.05)
+            run.join(0.05)
             for what, told in chief.messages():
                 say(what=what, values=told)
         say(came=came[0][0], value=came[0][1])

@@ -259,7 +259,11 @@ def test_a_stop_and_a_resume_change_nothing(log, peers, tmp_path, monkeypatch):
     interrupt_at(monkeypatch, 1700)
     with pytest.raises(KeyboardInterrupt):
         train(group(log, 0, checkpoint={"every": 200}), log, cut)
+    assert len(lessons(cut)) == 1
+    with open(cut / "lessons.jsonl", "a") as file:  # as if it had learned on, after the snapshot, and been killed
+        file.write(json.dumps({"samples_read": 1900, "teachers": []}) + "\n")
     train(group(log, 0, checkpoint={"every": 200}), log, cut, resume=True)
+    assert lessons(cut) == lessons(tmp_path / "whole" / "group-0")
     assert_same_state(tmp_path / "whole" / "group-0", cut)
     with pytest.raises(RunDirError, match=r"codistill.group was 0 and is now 1"):
         train(group(log, 1), log, cut, resume=True)
