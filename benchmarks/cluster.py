@@ -8,9 +8,11 @@ Workers are processes of Ray. There are fewer cores than workers, so every worke
 - same: the Criteo sample (PACELINE_DATA) in sync by the local runtime's one worker (which is bitwise a serial loop:
   tests/runs/test_equality.py) and by 1 to 4 nodes with rows moved, with partial sums, by push and pull; then gba on 4
   nodes. The first six days are cut into four parts each: the curve of log losses has 23 points before the last day.
-- straggler: samples per second of sync and GBA with 4 workers, one of them 5 times slower, in turn; and both AUCs.
+- straggler: the Criteo sample with 4 workers, one of them 5 times slower, by sync and GBA in turn: samples per second,
+  and the AUC of the last day.
 - idle: the share of their time that 8 workers under async do not compute, with and without a batch ahead.
-- switch: sync -> gba -> sync -> async -> gba in one run; pauses, the account, and that no row travels between shards.
+- switch: sync -> gba -> sync -> async -> gba in one run on millions of embedding rows; pauses, the account, and that no
+  row travels between shards.
 """
 
 from __future__ import annotations
@@ -60,8 +62,19 @@ def train(folder: Path, name: str, values: dict[str, Any]) -> tuple[list[dict[st
 def criteo() -> Path:
     data = Path(os.environ.get("PACELINE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")) / "criteo"
     if not data.exists():
-        sys.exit(f"same: no Criteo sample at {data}; set PACELINE_DATA to the folder that holds criteo/")
+        sys.exit(f"no Criteo sample at {data}; set PACELINE_DATA to the folder that holds criteo/")
     return data
+
+
+def whole_criteo() -> dict[str, Any]:
+    """The job on the Criteo sample."""
+    return {
+        "data": {"format": "criteo", "days": str(criteo() / "day_*.tsv.gz")},
+        "model": {"name": "deepfm", "dim": 16, "hidden": [256, 128]},
+        "optimizer": {"sparse": {"name": "adagrad", "lr": 0.01}, "dense": {"name": "adam", "lr": 0.001}},
+        "batch": {"global": 256, "local": 64},
+        "checkpoint": {"every": 10**9},
+    }
 
 
 def cut_days(folder: Path, parts: int = 4) -> list[str]:
@@ -80,14 +93,7 @@ def cut_days(folder: Path, parts: int = 4) -> list[str]:
 
 def same(folder: Path, rounds: int) -> dict[str, Any]:
     """By nodes and exchange: largest relative difference of log losses to the serial loop's; AUC of the last day."""
-    days = cut_days(folder)
-    base: dict[str, Any] = {
-        "data": {"format": "criteo", "days": days},
-        "model": {"name": "deepfm", "dim": 16, "hidden": [256, 128]},
-        "optimizer": {"sparse": {"name": "adagrad", "lr": 0.01}, "dense": {"name": "adam", "lr": 0.001}},
-        "batch": {"global": 256, "local": 64},
-        "checkpoint": {"every": 10**9},
-    }
+    base = {**whole_criteo(), "data": {"format": "criteo", "days": cut_days(folder)}}
 
     def told(name: str, **changes: Any) -> tuple[list[float], float]:
         lines = [line for line in train(folder, name, {**base, **changes})[0] if line["event"] == "evaluation"]
@@ -109,27 +115,28 @@ def same(folder: Path, rounds: int) -> dict[str, Any]:
                 "auc_gap": auc - serial_auc,
             }
             print(f"  {name}: {found[name]}", flush=True)
-        whole = {"data": {"format": "criteo", "days": str(criteo() / "day_*.tsv.gz")}}  # no small update before a test
+        whole = {"data": whole_criteo()["data"]}  # no small update before a test
         aucs["sync"].append(told(f"whole-{seed}", workers=1, seed=seed, **whole)[1])
         aucs["gba"].append(told(f"gba-{seed}", seed=seed, pace="gba", cluster={"nodes": 4}, **whole)[1])
         print(f"  gba, seed {seed}: {aucs['gba'][seed]:.5f}, sync {aucs['sync'][seed]:.5f}", flush=True)
     return {"sync_by_nodes": found, "auc": aucs}
 
 
-def straggler(folder: Path, log: Path, rounds: int) -> dict[str, Any]:
-    slow = [{"slow": f"worker-{i}", "factor": 20 if i == 3 else 4} for i in range(4)]
+def straggler(folder: Path, rounds: int) -> dict[str, Any]:
+    slow = [{"slow": f"worker-{i}", "factor": 50 if i == 3 else 10} for i in range(4)]
     rates: dict[str, list[float]] = {pace: [] for pace in PACES}
     aucs: dict[str, list[float]] = {pace: [] for pace in PACES}
     for turn in range(rounds):
         for pace in PACES:
-            values = job(log, 256, pace=pace, cluster={"nodes": 4}, inject=slow, seed=turn)
+            values = {**whole_criteo(), "pace": pace, "cluster": {"nodes": 4}, "inject": slow, "seed": turn}
             lines, _ = train(folder, f"straggler-{pace}-{turn}", values)
             rates[pace].append(lines[-1]["samples_per_s"])
             aucs[pace].append(lines[-1]["auc"])
             print(f"  {pace}: {rates[pace][-1]:,.0f} samples/s, AUC {aucs[pace][-1]:.5f}", flush=True)
     ratios = [g / s for g, s in zip(rates["gba"], rates["sync"], strict=True)]
     gaps = [g - s for g, s in zip(aucs["gba"], aucs["sync"], strict=True)]
-    return {"samples_per_s": rates, "gba_over_sync": statistics.median(ratios), "ratios": ratios, "auc_gaps": gaps}
+    return {"samples_per_s": rates, "gba_over_sync": statistics.median(ratios), "ratios": ratios, "aucs": aucs,
+            "auc_gaps": gaps, "mean_auc_gap": statistics.mean(gaps)}  # fmt: skip
 
 
 def switch(folder: Path, log: Path, rows: int) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def switch(folder: Path, log: Path, rows: int) -> dict[str, Any]:
         "pauses_s": [line["switch_pause_s"] for line in lines if line["switch_pause_s"] is not None],
         "account": [end["samples_read"], end["samples_applied"], end["samples_dropped"]],
         "account_closes": end["samples_read"] == end["samples_applied"] + end["samples_dropped"],
-        "ids": end["ids"],
+        "embedding_rows_by_day": [line["ids"] for line in lines],
         "bytes_per_worker_and_update": end["bytes_measured"],
         # What was sent beyond what the batches need: moving one shard's rows would show here.
         "excess_bytes_in_all": (sent - said) * end["updates"] * 3,
@@ -181,19 +188,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
-        def log(rows: int) -> Path:
+        def log(rows: int, vocabulary: int = 50_000, alpha: float = 1.1) -> Path:
             rows = options.rows or rows
-            path = folder / f"log-{rows}"
+            path = folder / f"log-{rows}-{vocabulary}"
             if not path.exists():
-                write_log(SynthSpec(rows=rows, days=3, seed=1, layout="criteo", vocabulary=50_000), path)
+                spec = SynthSpec(rows=rows, days=3, seed=1, layout="criteo", vocabulary=vocabulary, alpha=alpha)
+                write_log(spec, path)
             return path
 
         if "same" in options.what:
             found["same"] = same(folder, options.rounds)
         if "straggler" in options.what:
-            found["straggler"] = straggler(folder, log(600_000), options.rounds)
+            found["straggler"] = straggler(folder, options.rounds)
         if "switch" in options.what:
-            found["switch"] = switch(folder, log(5_000_000), options.rows or 5_000_000)
+            found["switch"] = switch(folder, log(5_000_000, 30_000_000, 0.8), options.rows or 5_000_000)
         if "idle" in options.what:
             found["idle"] = idle(folder, log(600_000))
     text = json.dumps(found, indent=1)

@@ -2,8 +2,9 @@
 
     python scripts/kill_cluster.py job.yaml [key=value ...] --times 20 [--seed S] [--nodes 3] [--helpers 1]
 
-In turn with each pace the job runs undisturbed, then with one kill after the other (a worker, a shard with the worker
-beside it, the coordinator), each after more was trained. Told: AUC against the undisturbed run, and the time to go on.
+In turn with each pace the job runs undisturbed, then with kills at random moments (of a worker, of a shard with its
+worker, of the coordinator). Told: AUC against the undisturbed runs of the pace, which differ among themselves but in
+sync; and the time to go on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -60,6 +62,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--times", type=int, default=20, help="kills in all")
     parser.add_argument("--each", type=int, default=3, help="kills in a run")
+    parser.add_argument(
+        "--plain", type=int, default=2, help="undisturbed runs of each pace, with whose mean AUC to compare"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--helpers", type=int, default=1)
@@ -69,14 +74,17 @@ def main() -> None:
     left, worst = options.times, 0.0
     with tempfile.TemporaryDirectory() as folder:
         plain: dict[str, tuple[float, float]] = {}
+        total = 0
         turn = 0
         while left > 0:
             pace = PACES[turn % len(PACES)]
             command = [sys.executable, "-m", "paceline", "train", options.job, *options.overrides, *cluster]
             command.append(f"pace={pace}")
             if pace not in plain:
-                end, _, seconds = run(command, Path(folder) / f"plain-{pace}", 0, 0, draw)
-                plain[pace] = end["auc"], seconds
+                alone = [run(command, Path(folder) / f"plain-{pace}-{k}", 0, 0, draw) for k in range(options.plain)]
+                aucs = [end["auc"] for end, _, _ in alone]
+                plain[pace] = statistics.mean(aucs), statistics.mean(seconds for _, _, seconds in alone)
+                print(f"{pace}, undisturbed: AUC {', '.join(f'{auc:.5f}' for auc in aucs)}", flush=True)
             before, seconds = plain[pace]
             kills = min(options.each, left)
             end, killed, _ = run(command, Path(folder) / f"killed-{turn}", kills, seconds, draw)
@@ -90,8 +98,9 @@ def main() -> None:
                 flush=True,
             )
             left -= max(len(killed), 1)
+            total += len(killed)
             turn += 1
-    print(f"largest difference of AUC: {worst:.5f}")
+    print(f"{total} kills; largest difference of AUC: {worst:.5f}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from paceline.params.sparse import SparseOptimizer
 from paceline.params.table import Table
 from paceline.runtimes.body import Store
 from paceline.runtimes.compute import Layout, Replica
+from paceline.runtimes.device import find_device
 from paceline.runtimes.statistics import Statistics
 from paceline.schema import CRITEO_COLUMNS, Schema
 from paceline.teachers import Teachers
@@ -176,16 +177,18 @@ def _balls(parts: tuple[Part, ...], optimizer: SparseOptimizer) -> tuple[tuple[i
     return tuple(found)
 
 
-def make_replica(config: JobConfig) -> Replica:
-    """A worker's model."""
+def make_replica(config: JobConfig, evaluates: bool = False) -> Replica:
+    """A worker's model; or one that only `evaluates`, on the CPU, for a process that has reserved no GPU."""
     schema, model = config.log_schema(), make_model(config, make_inputs(config))
     layout = Layout(model.parts(), len(schema.single_fields), len(schema.multi))
-    return Replica(model, layout, config.precision, config.codistill.weight if config.codistill else 0.0)
+    reserved = config.cluster is not None and config.cluster.resources.gpus > 0
+    device = find_device("cpu" if evaluates else config.device, reserved)
+    return Replica(model, layout, config.precision, config.codistill.weight if config.codistill else 0.0, device)
 
 
-def make_replicas(config: JobConfig, count: int) -> list[Replica]:
+def make_replicas(config: JobConfig, count: int, evaluate: bool = False) -> list[Replica]:
     """Those of a process; in a codistillation they have their teachers in common."""
-    made = [make_replica(config) for _ in range(count)]
+    made = [make_replica(config, evaluate) for _ in range(count)]
     if config.share is not None:
         teachers = Teachers(lambda: (make_shard(config), make_replica(config)))
         for replica in made:
@@ -199,7 +202,7 @@ def assemble(config: JobConfig, base: Path, replicas: int | None = None, store: 
     """
     source = make_source(config, base)
     route = DirectRoute(make_shard(config)) if store is None else store
-    made = make_replicas(config, config.workers if replicas is None else replicas)
+    made = make_replicas(config, config.workers if replicas is None else replicas, evaluate=store is not None)
     layout = made[0].layout
     statistics = Statistics(made[0].statistics)
     return Job(config, source.schema, source, day_files(config, base), layout, route, made, statistics)

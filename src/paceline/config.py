@@ -253,6 +253,7 @@ class JobConfig(Strict):
     workers: int = Field(1, ge=1, le=65536)
     evaluate: Literal["next_day", "none"] = "next_day"
     precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "auto"
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig | None = None
     inject: list[InjectConfig] = []

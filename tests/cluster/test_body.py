@@ -68,6 +68,20 @@ def test_with_partial_sums_it_trains_the_same_to_rounding(log, reference, nodes)
     assert told["bytes_measured"]["sums"] == told["bytes_predicted"]["sums"] > 0
 
 
+@pytest.mark.parametrize("steps", [False, True])
+def test_an_error_while_a_worker_is_answered_is_the_runs(log, steps):
+    """What is done when data is read or an update is made runs in whichever thread asked."""
+    told = []
+
+    def trace(line):
+        told.append(line)
+        if len(told) == 200:
+            raise OSError("no space left on device")
+
+    with party(job(log), nodes=2, steps=steps, exchange="rows") as made, pytest.raises(OSError, match="no space left"):
+        on_cluster(job(log), log, made, trace=trace)
+
+
 def test_threads_that_come_and_go_share_the_streams(log, monkeypatch):
     """Each evaluation has threads of its own; a shard keeps a thread for every stream that is open."""
     opened = []

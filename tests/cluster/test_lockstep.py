@@ -131,7 +131,7 @@ def test_where_no_group_can_form_processes_push_and_pull_after_three_steps(log, 
     expected_rows, expected_dense, _ = locally(config, log)
     tried, said = [], []
 
-    def connect(host, port, name, rank, size, timeout, address):
+    def connect(host, port, name, rank, size, timeout, address, gpu):
         tried.append(name)
         raise TrainingError(f"exchange: rank {rank} of {size} could not join the group {name}: refused")
 

@@ -245,12 +245,16 @@ class Node:
         worker = None if spec.worker is None else f"worker-{spec.worker}"
         dense, exchange = self._config.log_schema().dense_width, spec.exchange
         where = Meeting(*meeting, self._host, f"generation-{generation}")
+        cluster = self._config.cluster
+        alone = cluster is not None and cluster.resources.gpus >= 1
         while generation == self._generation and not self._ended.is_set():
             with contextlib.suppress(Stopped, Superseded, PeerLost):
                 far = RemoteRank(spec.security, office, spec.name, spec.shard, worker, generation)
                 works = spec.worker is not None
                 turn = Turn(spec.slow)
-                stepper = Stepper(where, self._desk, replica, works, spec.shards, dense, exchange, generation, turn)
+                stepper = Stepper(
+                    where, self._desk, replica, works, spec.shards, dense, exchange, generation, turn, alone
+                )
                 with self._open(Line(far, [], stepper)):
                     stepper.run(far)
             self._ended.wait(_AGAIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -148,7 +149,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
                 for worker in [w for w in self._seated if coordinator.is_waiting(w)]:
                     if everybody or process_of(worker) in self._away:
                         self._unseat(coordinator, worker)
-            self._advance()
+            with contextlib.suppress(Stopped):  # it has failed: `run_day` is about to see why
+                self._advance()
             news = [said for said in (self._reach.news(), self._lockstep.news()) if said is not None]
         for place in gone:
             self._leave(place)

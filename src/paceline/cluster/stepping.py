@@ -47,7 +47,7 @@ def _agree(group: Group, plan: Plan) -> None:
 
 class Stepper:
     """desk: of the process's shard, if it has one; replica: its model, which computes if the process works; dense:
-    number of dense inputs."""
+    number of dense inputs; own_gpu: whether no other process uses the replica's, so that collectives may."""
 
     def __init__(
         self,
@@ -60,9 +60,11 @@ class Stepper:
         exchange: Literal["auto", "rows", "substitute"],
         generation: int,
         turn: Turn,
+        own_gpu: bool = False,
     ) -> None:
         self._meeting, self._desk, self._replica, self._works = meeting, desk, replica, works
         self._shards, self._dense, self._exchange, self.generation = shards, dense, exchange, generation
+        self._own_gpu = own_gpu
         self._turn = turn  # held while a gradient of a step is computed
         self._group: Group | None = None
         self._number = -1
@@ -113,7 +115,9 @@ class Stepper:
         self._leave_group()
         replica, meeting, self._number = self._replica, self._meeting, order.group
         name, size = f"{meeting.name}-{order.group}", len(order.names)
-        group = connect(meeting.host, meeting.port, name, order.rank, size, TIMEOUT, meeting.address)
+        device = replica.device
+        gpu = device if self._own_gpu and device.type == "cuda" else None
+        group = connect(meeting.host, meeting.port, name, order.rank, size, TIMEOUT, meeting.address, gpu)
         group.lost = lambda: order.group <= self._lost
         roles = Roles(tuple(range(self._shards)), order.workers)
         plan = make_plan(replica.model, replica.layout, self._dense, roles, Load(*order.load), self._exchange)

@@ -1,12 +1,15 @@
 """A group of processes that all take part in every exchange, and what it has sent.
 
-Every collective here is an all-to-all: partial sums are sent to who needs them and added there in the order of the
-ranks, so that a result does not depend on who was first; these are the bytes of a reduce-scatter around a ring.
+Exchanges go by nccl where every process has a GPU of its own, else by gloo. Every collective here is an all-to-all:
+partial sums are sent to who needs them and added there in the order of the ranks, so that a result does not depend on
+who was first; these are the bytes of a reduce-scatter around a ring.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -21,6 +24,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore  # torch.distribute
 
 from paceline.errors import TrainingError
 
+_POLL = 50e-6  # seconds between looks at a GPU's exchange
 _LOOK = timedelta(seconds=0.5)  # how often a waiting rank looks whether it is still worth it
 Pieces = Mapping[str, Mapping[int, Tensor]]
 Bytes8 = npt.NDArray[np.uint8]
@@ -35,16 +39,28 @@ def open_store(host: str = "127.0.0.1", port: int = 0) -> TCPStore:
 
 
 def connect(
-    host: str, port: int, name: str, rank: int, size: int, timeout: float = 60.0, address: str | None = None
+    host: str,
+    port: int,
+    name: str,
+    rank: int,
+    size: int,
+    timeout: float = 60.0,
+    address: str | None = None,
+    gpu: torch.device | None = None,
 ) -> Group:
     """Join the group called `name` (a new name for each group of the store at host:port) as `rank` of `size`.
 
     Returns when all have joined. timeout: seconds for that and for every exchange; address: this process's own, which
-    the others can reach (default: as gloo finds it, see GLOO_SOCKET_IFNAME). Raises TrainingError.
+    the others can reach (default: as gloo finds it, see GLOO_SOCKET_IFNAME); gpu: one that no other rank uses: if all
+    ranks have one, exchanges go by nccl. Raises TrainingError.
     """
     limit = timedelta(seconds=timeout)
     try:
         store = PrefixStore(name, TCPStore(host, port, timeout=limit, wait_for_workers=False))
+        if _all_have(store, rank, size, gpu is not None and dist.is_nccl_available()):
+            nccl: Any = dist.ProcessGroupNCCL
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # else a lost rank ends the others' processes
+            return Group(nccl(store, rank, size, nccl.Options()), rank, size, gpu, timeout)
         gloo: Any = dist.ProcessGroupGloo
         options = gloo._Options()
         options._devices = [gloo.create_default_device() if address is None else gloo.create_device(hostname=address)]
@@ -52,6 +68,12 @@ def connect(
         return Group(gloo(store, rank, size, options), rank, size)
     except RuntimeError as error:
         raise TrainingError(f"exchange: rank {rank} of {size} could not join the group {name}: {error}") from error
+
+
+def _all_have(store: PrefixStore, rank: int, size: int, gpu: bool) -> bool:
+    """Whether every rank has told the store that it has a GPU. All get the same answer."""
+    store.set(f"gpu-{rank}", "1" if gpu else "0")
+    return all(store.get(f"gpu-{other}") == b"1" for other in range(size))
 
 
 @final
@@ -63,8 +85,11 @@ class Group:
     Not thread-safe. After an error the group is of no use: close it and connect another.
     """
 
-    def __init__(self, process_group: Any, rank: int, size: int) -> None:
+    def __init__(
+        self, process_group: Any, rank: int, size: int, gpu: torch.device | None = None, timeout: float = 60.0
+    ) -> None:
         self.rank, self.size = rank, size
+        self._gpu, self._timeout = gpu, timeout
         self.ids: Counter[str] = Counter()
         self.values: Counter[str] = Counter()
         self.lost: Callable[[], bool] = lambda: False
@@ -120,14 +145,17 @@ class Group:
             return data.clone()
         if self._group is None:
             raise TrainingError(f"exchange: rank {self.rank} of {self.size} has left its group")
+        if self._gpu is not None:
+            data = data.to(self._gpu)
         out = data.new_empty(sum(coming))
         try:
-            self._await(self._group.alltoall_base(out, data, coming, sizes, dist.AllToAllOptions()))
+            wait = self._await if self._gpu is None else self._await_gpu
+            wait(self._group.alltoall_base(out, data, coming, sizes, dist.AllToAllOptions()))
         except RuntimeError as error:
             raise TrainingError(
                 f"exchange: rank {self.rank} of {self.size} lost another rank, or waited too long for it: {error}"
             ) from error
-        return out
+        return out.cpu()
 
     def _await(self, work: Any) -> None:
         while not work.is_completed():
@@ -138,4 +166,14 @@ class Group:
                 if not work.is_completed() and self.lost():
                     self._waiting = True
                     raise
+        work.wait()
+
+    def _await_gpu(self, work: Any) -> None:
+        """nccl's own wait would not return before the end, or would break off the group."""
+        until = time.monotonic() + self._timeout
+        while not work.is_completed():
+            if self.lost() or time.monotonic() > until:
+                self._group.abort()
+                raise RuntimeError(f"it was given up, at the latest after {self._timeout:g} seconds")
+            time.sleep(_POLL)
         work.wait()

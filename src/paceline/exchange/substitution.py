@@ -34,10 +34,11 @@ class Substitution:
     group of readers whose last numbers travel as one.
 
     `partial` is computed by every shard on its own rows; the sum over the shards is what `given` takes. Both in
-    float32, whatever the precision of the model.
+    float32, whatever the precision of the model, and on the device that the model is on.
     """
 
-    def __init__(self, model: Model, shape: Shape, modes: Modes) -> None:
+    def __init__(self, model: Model, shape: Shape, modes: Modes, device: torch.device | None = None) -> None:
+        self._device = device
         self.parts = tuple(p for p in shape.parts if modes[p.name] != "rows")
         self.width = numbers(shape, modes)
         self._singles, self._fields, self._bags = shape.singles, shape.fields, shape.bags
@@ -99,7 +100,7 @@ class Substitution:
             at += count
             if reader.group >= 0:  # the first of the group takes it all
                 rest = last.pop(reader.group, None)
-                flat = torch.cat([flat, (torch.zeros(samples) if rest is None else rest).unsqueeze(1)], dim=1)
+                flat = torch.cat([flat, (total.new_zeros(samples) if rest is None else rest).unsqueeze(1)], dim=1)
             whole = flat.reshape(samples, *reader.shape)
             if not reader.splits and self._bags:
                 whole = whole + operator.partial(bags[reader.part])
@@ -112,7 +113,7 @@ class Substitution:
         widths = {part.name: part.width for part in self.parts}
         needed: set[nn.Parameter] = set()
         for reader, operator in self._readers:
-            needed.update(used(operator, torch.zeros(1, self._fields, widths[reader.part])))
+            needed.update(used(operator, torch.zeros(1, self._fields, widths[reader.part], device=self._device)))
         found, start = [], 0
         for parameter in model.parameters():
             if parameter in needed:

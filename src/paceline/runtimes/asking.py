@@ -94,7 +94,9 @@ class Asker:
             for rank in self._shards[1:]:
                 total += sums[rank]
             leaves.append(total.view(samples, self._substitution.width).requires_grad_())
-            given |= cast(dict[str, Tensor], self._substitution.given(leaves[-1]))
+            self._replica.upload()  # an operator may need its parameters for bags that are summed here
+            there = self._substitution.given(leaves[-1].to(self._replica.device))
+            given |= cast(dict[str, Tensor], there)
         loss, dense, grads = self._replica.differentiate(asked.batch, given, leaves)
         moved = len(self._moved.parts)
         back = row_sums(self._moved, asked.batch, pulled, [g.contiguous().numpy() for g in grads[:moved]])

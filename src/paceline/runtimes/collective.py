@@ -66,7 +66,10 @@ class Collective:
         narrow = Layout(tuple(p for p, _ in moved), layout.singles, layout.bags)
         self._columns = columns.shape[0]
         self._server = None if route is None else Server(route, self._substitution, layout, columns)
-        self._asker = None if replica is None else Asker(replica, self._substitution, narrow, self._shards)
+        self._asker = None
+        if replica is not None:
+            there = Substitution(replica.computes, plan.shape, plan.modes, replica.device)
+            self._asker = Asker(replica, there, narrow, self._shards)
         stops = np.cumsum(plan.shape.dense).tolist()
         sizes = zip(self._shards, stops, plan.shape.dense, strict=True)
         self._slices = {rank: slice(stop - size, stop) for rank, stop, size in sizes}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -17,11 +17,14 @@ from paceline.exchange.direct import Pulled
 from paceline.kernels import rows as kernels
 from paceline.models.base import Model, Part
 from paceline.models.normalise import LocalBatchNorm, flatten_statistics
+from paceline.models.operators import Totals
 from paceline.params.dense import flatten
 from paceline.params.shard import Gradient
 from paceline.runtimes.coordinator import Lease
+from paceline.runtimes.device import DeviceCopy
 
 Precision = Literal["fp32", "bf16"]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +85,17 @@ def row_sums(layout: Layout, batch: Batch, pulled: Pulled, gradients: list[Float
 class Replica:
     """A worker's own copy of the model. `flat` is its dense parameters; a pull copies the shard's into it.
     `statistics`: of its local batch normalisation, which change as it computes gradients. distil: weight of the loss
-    against what other models predict, where a batch has that."""
+    against what other models predict, where a batch has that; device: where it computes. All that is taken and given
+    is in host memory."""
 
-    def __init__(self, model: Model, layout: Layout, precision: Precision, distil: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: Model,
+        layout: Layout,
+        precision: Precision,
+        distil: float = 0.0,
+        device: torch.device = CPU,
+    ) -> None:
         self.model = model
         self.layout = layout
         self.precision = precision
@@ -95,14 +106,37 @@ class Replica:
         self.taught: Callable[[Lease], Lease] = lambda lease: (
             lease
         )  # what teachers predict for a batch, where it has any
+        self.device = device
         self._parameters = list(model.parameters())
+        self._copy: DeviceCopy | None = None
+        if device != CPU:
+            self.compute_on(DeviceCopy(model, device))
 
-    def logits(self, batch: Batch, rows: dict[str, Tensor]) -> Tensor:
+    def compute_on(self, there: DeviceCopy) -> None:
+        """From now on `there` computes in the model's place."""
+        self._copy, self._parameters = there, there.parameters
+
+    @property
+    def computes(self) -> Model:
+        """The model that computes: this one, or its copy on the device."""
+        return self.model if self._copy is None else self._copy.model
+
+    def upload(self) -> None:
+        """Give the model that computes the parameters and statistics as they are now."""
+        if self._copy is not None:
+            self._copy.take(self.flat, self.statistics, self.model.training)
+
+    def logits(self, batch: Batch, rows: Mapping[str, Tensor | Totals]) -> Tensor:
         """Logits float32 [B] (of a ranking model: what its hinge is of, [B, negatives])."""
-        dense = torch.from_numpy(batch.dense)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            out: Tensor = self.model(rows, dense)
-        return _shaped(self.model, out, batch.samples).float()
+        model, dense, there = self.model, torch.from_numpy(batch.dense), self._copy
+        if there is not None:
+            self.upload()
+            model, dense, rows = there.model, dense.to(there.device), there.rows(rows)
+        with torch.autocast(dense.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            out: Tensor = model(rows, dense)
+        if there is not None:
+            there.return_statistics(self.statistics)
+        return _shaped(model, out, batch.samples).float().cpu()
 
     def gradient(self, batch: Batch, pulled: Pulled) -> tuple[float, Gradient]:
         """(mean loss, its gradient) on the pulled parameters."""
@@ -133,7 +167,7 @@ class Replica:
             whole = loss + self.distil * soft
         grads = torch.autograd.grad(whole, inputs, allow_unused=True, materialize_grads=True)
         count = len(self._parameters)
-        dense = torch.cat([g.reshape(-1) for g in grads[:count]]) if count else torch.zeros(0)
+        dense = torch.cat([g.reshape(-1) for g in grads[:count]]).cpu() if count else torch.zeros(0)
         return float(loss.detach()), dense, list(grads[count:])
 
     def score(self, batch: Batch, pulled: Pulled) -> Tensor:

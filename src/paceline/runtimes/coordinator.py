@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -219,7 +220,8 @@ class Coordinator:
             samples = self.machine.samples.get(lease.gradient, 0)
             self._step(p.GradientPushed(worker, lease.gradient))
             if self.pilot is not None:
-                self._follow(self.pilot, worker, samples, seconds)
+                with self._telling():
+                    self._follow(self.pilot, worker, samples, seconds)
 
     def _follow(self, pilot: p.Pilot, worker: str, samples: int, seconds: float) -> None:
         """Tell the autopilot of a gradient that has come, and do as it says."""
@@ -284,14 +286,31 @@ class Coordinator:
             self._source = None
             self._step(p.DataEnded())
             return
-        self._before_read(batch)  # while nothing knows of it yet: a switch here may apply what is buffered
+        with self._telling():
+            self._before_read(batch)  # while nothing knows of it yet: a switch here may apply what is buffered
         self._batches[self.machine.next_batch] = batch
         self.next_span = batch.following
         self.progress.rows_skipped += len(batch.skipped)
         self._step(p.BatchRead(batch.samples))
-        self._on_read(batch)
+        with self._telling():
+            self._on_read(batch)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """An error in here is the run's, whoever's call it strikes."""
+        try:
+            yield
+        except Stopped:
+            raise
+        except BaseException as error:
+            self.fail(error)
+            raise
 
     def _step(self, event: p.Event) -> list[p.Command]:
+        with self._telling():
+            return self._carry_out(event)
+
+    def _carry_out(self, event: p.Event) -> list[p.Command]:
         commands = p.step(self.machine, event)
         self._trace(p.event_line(event))
         updated = False
