@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ import yaml
 from paceline import pace as p
 from paceline.config import JobConfig, PaceConfig
 from paceline.requests import answer, ask, waiting
+from paceline.rundir import replace_text
 from paceline.runtimes.coordinator import Coordinator
 
+ASKED = "pace.asked"
 _KIND = "yaml"  # of its requests: the keys of `pace:`
 _PATIENCE = 60.0  # seconds that a person waits for the answer
 
@@ -36,6 +40,7 @@ class Switching:
         self._config, self._run, self._note = config, run, note
         self._due = -1
         self._asked: PaceConfig | None = None
+        self._kept: dict[int, PaceConfig] = {}  # what was asked for, by switches of the plan that were due then
         self._answering: tuple[Path, int] | None = None  # a request, and how many pauses there were before it
         self._told = 0
         self._decided = 0  # decisions of the autopilot that were told, of this process
@@ -49,7 +54,10 @@ class Switching:
         self._due, chosen = planned(self._config, day, samples)
         self._earlier = 0 if state is None else state.get("decisions", 0)
         plan = self._plan()
-        if state is not None and state["asked"] is not None and (state["due"], state["plan"]) == (self._due, plan):
+        self._kept = self._read_kept(plan)
+        if self._due in self._kept:
+            self._asked = chosen = self._kept[self._due]
+        elif state is not None and state["asked"] is not None and (state["due"], state["plan"]) == (self._due, plan):
             self._asked = chosen = PaceConfig.model_validate(state["asked"])
         pace = self._take(chosen)
         if self.pilot is not None and state is not None and state.get("pilot") is not None:
@@ -68,7 +76,8 @@ class Switching:
         read = coordinator.machine.account.read
         due, chosen = planned(self._config, day, read)
         if due != self._due:
-            self._due, self._asked = due, None
+            self._due, self._asked = due, self._kept.get(due)
+            chosen = self._asked or chosen
             pace = self._take(chosen)
             coordinator.pilot = self.pilot
             coordinator.switch(pace)
@@ -90,10 +99,29 @@ class Switching:
                 answer(path, {"refused": why})
                 return
             self._asked, self._answering = chosen, (path, len(coordinator.pauses))
+            self._keep(chosen)
+            path.unlink(missing_ok=True)  # taken up: who asked cannot withdraw it any more
             pace = self._take(chosen)
             coordinator.pilot = self.pilot
             coordinator.switch(pace)
             self._note(f"{coordinator.machine.account.read:,} samples: the pace is now {pace.name}, as asked")
+
+    def _keep(self, chosen: PaceConfig) -> None:
+        """Write down at once what was asked: a recovery may go back to a snapshot of before."""
+        self._kept[self._due] = chosen
+        told = {str(due): pace.model_dump(mode="json", exclude_unset=True) for due, pace in self._kept.items()}
+        with contextlib.suppress(OSError):
+            replace_text(self._run / ASKED, json.dumps({"plan": self._plan(), "asked": told}) + "\n")
+
+    def _read_kept(self, plan: Any) -> dict[int, PaceConfig]:
+        """By the number of switches that were due when it was asked; nothing where the plan is another now."""
+        try:
+            kept = json.loads((self._run / ASKED).read_text())
+            if kept["plan"] != plan:
+                return {}
+            return {int(due): PaceConfig.model_validate(asked) for due, asked in kept["asked"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file that is there is whole
+            return {}
 
     def tell_decisions(self, coordinator: Coordinator) -> list[dict[str, Any]]:
         """What the autopilot decided since the last call; each is noted."""
