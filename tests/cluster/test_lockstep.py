@@ -11,6 +11,7 @@ from tools import job, synthetic
 from paceline import pace as p
 from paceline.assembly import assemble
 from paceline.cluster.lockstep import TRIES, Lockstep, Member, Result
+from paceline.cluster.node import Node
 from paceline.data.moments import no_moments
 from paceline.data.stream import Plan, day_batches
 from paceline.errors import TrainingError
@@ -212,3 +213,22 @@ def test_while_steps_wait_for_data_others_are_answered(log):
     for key, values in rows.items():
         np.testing.assert_array_equal(values, expected_rows[key])
     assert dense.equal(expected_dense)
+
+
+def test_nobody_waits_for_ever_for_a_process_that_does_not_come_to_steps(log, monkeypatch):
+    """Its shard answers and its worker works, but its rank does not reach the coordinator."""
+    config = job(log)
+    expected_rows, expected_dense, _ = locally(config, log)
+    said = []
+    rank = Node._rank
+    monkeypatch.setattr("paceline.cluster.office.PATIENCE", 0.5)
+    monkeypatch.setattr(Node, "_rank", lambda self, *at: None if self.spec.shard == 1 else rank(self, *at))
+    with party(config, nodes=3, steps=True, exchange="rows") as made:
+        made.office.note = said.append
+        rows, dense, coordinator = on_cluster(config, log, made)
+    assert len(said) == 1
+    assert "shard 1 does not come" in said[0]
+    assert coordinator.machine.account.applied == 6000
+    assert torch.equal(dense, expected_dense)
+    for key, values in expected_rows.items():
+        np.testing.assert_array_equal(rows[key], values)

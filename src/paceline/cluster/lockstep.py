@@ -112,9 +112,13 @@ class Lockstep:
         are to leave.
         """
         members = self._in_order()
-        if [m.shard for m in members if m.shard is not None] != list(range(self.shards)):
-            return False
         if any(m.result is None for m in members):
+            return False
+        if not self.whole:
+            if self.stepping and not collective():  # nobody waits for it any more
+                self._count(coordinator, members, traffic)
+                for worker in list(self.stepping):
+                    self._away(coordinator, worker)
             return False
         self._count(coordinator, members, traffic)
         self.dismiss(away, coordinator)
@@ -138,6 +142,11 @@ class Lockstep:
             return False
         self._order(coordinator, members)
         return True
+
+    @property
+    def whole(self) -> bool:
+        """Whether the processes of all shards are there."""
+        return sorted(m.shard for m in self.members.values() if m.shard is not None) == list(range(self.shards))
 
     def _in_order(self) -> list[Member]:
         return sorted(self.members.values(), key=lambda m: (m.shard is None, m.shard, m.name))

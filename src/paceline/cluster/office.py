@@ -15,7 +15,7 @@ import pyarrow.flight as fl
 import torch
 
 from paceline.cluster.lockstep import Lockstep, Member, Result, read_result
-from paceline.cluster.reach import GRACE, Reach
+from paceline.cluster.reach import GRACE, PATIENCE, Reach
 from paceline.cluster.remote import write_lease, write_order
 from paceline.cluster.traffic import Traffic
 from paceline.errors import ClusterLost, LossError, TrainingError
@@ -73,6 +73,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         self._lockstep = Lockstep(0)
         self._away: set[str] = set()  # workers that are to leave
         self._reach = Reach(())
+        self._late = False  # whether nobody waits for the processes of all shards any more
+        self._whole_at = 0.0  # when every shard's process was last there for steps
         self.traffic: Traffic | None = None
         self.note: Callable[[str], None] = lambda _: None  # what a person should know
 
@@ -85,6 +87,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             self.generation, self._open, self._coordinator = generation, False, None
             self._lockstep = Lockstep(shards)
             self._reach = Reach(addresses)
+            self._whole_at, self._late = time.monotonic(), False
             self._seated = set()
             self._changed.notify_all()
 
@@ -166,7 +169,14 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         """Whether it is time for steps that all take part in."""
         lockstep = self._lockstep
         wanted = lockstep.shards > 0 and coordinator.machine.pace.collective and len(lockstep.members) > 1
-        return wanted and not lockstep.over and not self._reach.apart()
+        if not wanted or lockstep.whole:
+            self._whole_at, self._late = time.monotonic(), False
+        elif time.monotonic() - self._whole_at > PATIENCE and not self._late:
+            self._late = True
+            here = {m.shard for m in lockstep.members.values()}
+            away = ", ".join(f"shard {k}" for k in range(lockstep.shards) if k not in here)
+            self.note(f"the process of {away} does not come to steps of all: workers push and pull meanwhile")
+        return wanted and not self._late and not lockstep.over and not self._reach.apart()
 
     def _advance(self) -> None:
         coordinator = self._coordinator

@@ -22,7 +22,7 @@ from paceline.cluster.chief import Chief
 from paceline.cluster.node import Node
 from paceline.cluster.spec import NodeSpec
 from paceline.clusterconfig import ClusterConfig
-from paceline.errors import ConfigError, TrainingError
+from paceline.errors import ConfigError, PacelineError, TrainingError
 from paceline.exchange.security import Security
 
 _PATIENCE = 120.0  # seconds for the first processes to find a place
@@ -177,7 +177,7 @@ class Cluster:
 
     def _start(self, name: str, needs: dict[str, float], kind: type, arguments: tuple[Any, ...]) -> Placed:
         group, bundle = self._rooms[name]
-        options: dict[str, Any] = {"num_cpus": 0}
+        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": needs.get("GPU", 0)}
         if group is not None:
             strategy: Any = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
             if name in self._elsewhere:
@@ -224,6 +224,27 @@ class Cluster:
         return placed
 
 
+class Unanswered(TrainingError):
+    """An actor has not answered for as long as a run waits."""
+
+
+def failure(reference: Any) -> PacelineError | None:
+    """What a finished call raised in its process; None if it was answered, or its process is gone."""
+    try:
+        ray.get(reference, timeout=0)
+    except ray.exceptions.RayTaskError as error:
+        return error.cause if isinstance(error.cause, PacelineError) else TrainingError(_last_line(error))
+    except GONE:
+        return None
+    return None
+
+
+def _last_line(error: BaseException) -> str:
+    """Of a traceback from another process: the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def is_there(reference: Any) -> bool:
     """Whether a call was answered, by an actor that was there."""
     try:
@@ -247,7 +268,8 @@ def watch_again(cluster: Cluster) -> None:
 
 def insist(ask: Callable[[], Any], patience: float, waiting: Callable[[], None]) -> Any:
     """The answer of an actor whose process may just be starting again, or on a machine that Ray has not yet found lost.
-    waiting: called every second without an answer. Raises TrainingError after `patience` seconds."""
+    waiting: called every second without an answer. Raises Unanswered after `patience` seconds, TrainingError with the
+    cause if the process cannot be started."""
     until = time.monotonic() + patience
     asked = ask()
     while True:
@@ -255,11 +277,13 @@ def insist(ask: Callable[[], Any], patience: float, waiting: Callable[[], None])
             return ray.get(asked, timeout=1.0)
         except ray.exceptions.GetTimeoutError:
             waiting()
-        except GONE:
+        except GONE as error:
+            if getattr(error, "actor_init_failed", False):  # Ray starts such an actor no more
+                raise TrainingError(f"it cannot be started there: {_last_line(error)}") from None
             time.sleep(0.1)
             asked = ask()
         if time.monotonic() > until:
-            raise TrainingError("no answer")
+            raise Unanswered("no answer")
 
 
 def finished(references: list[Any], seconds: float) -> list[Any]:

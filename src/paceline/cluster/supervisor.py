@@ -16,7 +16,7 @@ from paceline.cluster.spec import NodeSpec, helper_name, roles
 from paceline.cluster.staff import Staff
 from paceline.clusterconfig import ClusterConfig
 from paceline.config import JobConfig
-from paceline.errors import ConfigError, RunDirError, RunDirInUse, TrainingError
+from paceline.errors import ConfigError, PacelineError, RunDirError, RunDirInUse, TrainingError
 from paceline.exchange.security import Security
 from paceline.rundir import PROCESSES, replace_text
 from paceline.watcher import Silent, Watcher
@@ -133,6 +133,7 @@ class _Supervisor:
         self._losses, self._seconds = 0, 0.0  # generations that were lost, and what it took to go on
         self._fruitless, self._furthest = 0, -1
         self._unreachable: Counter[str] = Counter()  # generations in a row in which a process could not be reached
+        self._begun: dict[Any, str] = {}  # calls that have a process take part in this generation
         self._told: set[str] = set()  # what was said since the run got further
         self._injected = [(i.kill, i.at) for i in config.inject if i.kill is not None and i.at is not None]
 
@@ -202,10 +203,30 @@ class _Supervisor:
 
         try:
             return self._ray.insist(ask, self._patience, waiting)
-        except TrainingError:
+        except self._ray.Unanswered:
             raise TrainingError(
                 f"{name} did not answer within {self._patience:g} seconds (cluster.patience); go on with --resume"
             ) from None
+        except TrainingError as error:
+            raise TrainingError(f"{name}: {error}") from None
+
+    def _begin(self, name: str) -> None:
+        """Have a process take part in this generation."""
+        begin = self._cluster.nodes[name].actor.begin
+        self._begun[begin.remote(self._generation, self._shards, self._office, self._meeting)] = name
+
+    def _refused(self) -> PacelineError | None:
+        """Why a process cannot take part, if one has said so that the run cannot do without: one with a shard. Of a
+        helper it is told only."""
+        for reference in self._ray.finished(list(self._begun), 0) if self._begun else []:
+            name = self._begun.pop(reference)
+            error: PacelineError | None = self._ray.failure(reference)
+            if error is None:
+                continue
+            if any(spec.name == name and spec.shard is not None for spec in self._specs):
+                return type(error)(f"{name}: {error}")
+            self._note(f"{name} cannot take part: {error}")
+        return None
 
     def _note(self, text: str) -> None:
         """Say it, once until the run gets further."""
@@ -228,8 +249,9 @@ class _Supervisor:
         lost = (self._losses, self._seconds, self._lost_at)
         workers = self._staff.workers
         run = cluster.chief.actor.run.remote(self._generation, self._shards, self._resume, lost, workers)
+        self._begun.clear()
         for spec in self._specs:
-            cluster.nodes[spec.name].actor.begin.remote(self._generation, self._shards, self._office, self._meeting)
+            self._begin(spec.name)
         returning: dict[str, Any] = {}
         while True:
             try:
@@ -251,6 +273,8 @@ class _Supervisor:
                 return found
             except self._ray.GONE:
                 return "lost", ("the coordinator died", ())
+        if (refused := self._refused()) is not None:
+            return "error", refused
         for name in [waiting[reference] for reference in ready]:
             returning[name] = None
             if specs[name].shard is not None:
@@ -265,8 +289,7 @@ class _Supervisor:
                     returning[name] = cluster.nodes[name].actor.start.remote()
                     continue
                 cluster.again(name)
-                begin = cluster.nodes[name].actor.begin
-                begin.remote(self._generation, self._shards, self._office, self._meeting)
+                self._begin(name)
                 del returning[name]
                 self._tell_processes()
         if self._staff.tend(returning):
