@@ -44,6 +44,8 @@ def run(
             continue
         processes = json.loads(told.read_text())
         name = draw.choice(sorted(processes))
+        if processes[name]["pid"] is None:
+            continue
         try:
             os.kill(processes[name]["pid"], signal.SIGKILL)
         except ProcessLookupError:

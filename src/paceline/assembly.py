@@ -177,18 +177,17 @@ def _balls(parts: tuple[Part, ...], optimizer: SparseOptimizer) -> tuple[tuple[i
     return tuple(found)
 
 
-def make_replica(config: JobConfig, evaluates: bool = False) -> Replica:
-    """A worker's model; or one that only `evaluates`, on the CPU, for a process that has reserved no GPU."""
+def make_replica(config: JobConfig, device: str = "cpu", reserved: bool = False) -> Replica:
+    """A worker's model, that computes on a device (see `find_device`)."""
     schema, model = config.log_schema(), make_model(config, make_inputs(config))
     layout = Layout(model.parts(), len(schema.single_fields), len(schema.multi))
-    reserved = config.cluster is not None and config.cluster.resources.gpus > 0
-    device = find_device("cpu" if evaluates else config.device, reserved)
-    return Replica(model, layout, config.precision, config.codistill.weight if config.codistill else 0.0, device)
+    distil = config.codistill.weight if config.codistill else 0.0
+    return Replica(model, layout, config.precision, distil, find_device(device, reserved))
 
 
-def make_replicas(config: JobConfig, count: int, evaluate: bool = False) -> list[Replica]:
+def make_replicas(config: JobConfig, count: int, device: str = "cpu", reserved: bool = False) -> list[Replica]:
     """Those of a process; in a codistillation they have their teachers in common."""
-    made = [make_replica(config, evaluate) for _ in range(count)]
+    made = [make_replica(config, device, reserved) for _ in range(count)]
     if config.share is not None:
         teachers = Teachers(lambda: (make_shard(config), make_replica(config)))
         for replica in made:
@@ -196,13 +195,21 @@ def make_replicas(config: JobConfig, count: int, evaluate: bool = False) -> list
     return made
 
 
-def assemble(config: JobConfig, base: Path, replicas: int | None = None, store: Store | None = None) -> Job:
+def assemble(
+    config: JobConfig,
+    base: Path,
+    replicas: int | None = None,
+    store: Store | None = None,
+    device: str | None = None,
+) -> Job:
     """Everything a run needs, nothing started. base: what relative paths in the configuration are relative to;
-    replicas: of the model (default: one for each worker); store: where the parameters are (default: in this process).
+    replicas: of the model (default: one for each worker); store: where the parameters are (default: in this process);
+    device: where the replicas compute (default: what the configuration says, but the CPU if workers are elsewhere).
     """
+    device = device or (config.device if store is None else "cpu")
     source = make_source(config, base)
     route = DirectRoute(make_shard(config)) if store is None else store
-    made = make_replicas(config, config.workers if replicas is None else replicas, evaluate=store is not None)
+    made = make_replicas(config, config.workers if replicas is None else replicas, device)
     layout = made[0].layout
     statistics = Statistics(made[0].statistics)
     return Job(config, source.schema, source, day_files(config, base), layout, route, made, statistics)

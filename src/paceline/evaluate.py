@@ -74,7 +74,7 @@ def load_run(run: Path, workers: int | None = None) -> Trained:
         # The days of the run itself are not read again: only its schema and state are needed.
         config = config.model_copy(update={"data": config.data.model_copy(update={"days": []})})
     threads = workers or min(config.workers, os.cpu_count() or 1)  # a run may have had thousands of virtual workers
-    job = assemble(config, run, threads)
+    job = assemble(config, run, threads, device="cpu")
     loaded = checkpoint.load(run / "checkpoints", job.shard, dense_optimizer=False, statistics=job.statistics)
     if loaded is None:
         raise RunDirError(f"{run}: there is no checkpoint yet; let the run reach one (checkpoint.every) first")

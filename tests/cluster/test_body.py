@@ -139,3 +139,6 @@ def test_a_shard_never_goes_back_to_an_older_generation(log):
         with pytest.raises(Superseded, match="generation 1 is over; it is 2"):
             node._reset({"generation": 1, "snapshot": None})
         assert (node._desk.generation, node._desk.home) == (2, before)
+        node._take({"since": None})
+        assert "generation 1 is over" in node._write({"generation": 1, "folder": "nowhere"})["failed"]["text"]
+        assert node._copy is not None, "the present generation's copy is still there"

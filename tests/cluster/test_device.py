@@ -25,11 +25,10 @@ def copies(monkeypatch):
     made = []
     plain = assembly.make_replica
 
-    def make(config, evaluates=False):
-        replica = plain(config, evaluates)
-        if not evaluates:
-            made.append(DeviceCopy(replica.model, torch.device("cpu")))
-            replica.compute_on(made[-1])
+    def make(config, *where):
+        replica = plain(config, *where)
+        made.append(DeviceCopy(replica.model, torch.device("cpu")))
+        replica.compute_on(made[-1])
         return replica
 
     with monkeypatch.context() as patched:

@@ -113,7 +113,7 @@ class Chief:
         assert self._config.cluster is not None
         office, messages, cluster = self._office, self._messages, self._config.cluster
         messages.lost, self._body = None, None
-        model = make_replica(self._config, evaluates=True).model
+        model = make_replica(self._config).model
         width = sum(part.width for part in model.parts())
         sizes = slice_sizes(model, len(shards))
         store = FarShards(self._security, shards, generation, sizes, width)

@@ -68,6 +68,11 @@ class Node:
         self._lines: list[Line] = []
         self._lock = threading.Lock()
 
+    @property
+    def _gpus(self) -> float:
+        """That Ray reserves for the process."""
+        return 0.0 if self._config.cluster is None else self._config.cluster.resources.gpus
+
     def start(self) -> tuple[str | None, int]:
         """Serve the shard if there is one; its address, and the process's number."""
         if self.spec.shard is None:
@@ -92,7 +97,8 @@ class Node:
             pulse.stop()
         self._cut_off("")
         if not self._replicas:
-            self._replicas += make_replicas(self._config, 1 if self.spec.worker is None else self.spec.ahead + 1)
+            count = 1 if self.spec.worker is None else self.spec.ahead + 1
+            self._replicas += make_replicas(self._config, count, self._config.device, self._gpus > 0)
         if meeting is not None:
             thread = threading.Thread(
                 target=self._rank, args=(generation, office, meeting), name=f"rank {self.spec.name}", daemon=True
@@ -153,6 +159,9 @@ class Node:
         assert self._desk is not None
         assert self.spec.shard is not None
         index, shards = self.spec.shard, self.spec.shards
+        # The old state goes before the new one comes: a shard may fill most of its machine's memory.
+        self._desk.begin(asked["generation"], DirectRoute(make_shard(self._config, index, shards)))
+        self._copy = None
         shard = make_shard(self._config, index, shards)
         try:
             if asked["snapshot"] is not None:
@@ -173,6 +182,9 @@ class Node:
 
     def _write(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Write the copy, at leisure."""
+        assert self._desk is not None
+        if asked["generation"] != self._desk.generation:  # held back by a network that was cut: the copy is another's
+            return tell_error(ClusterLost(f"generation {asked['generation']} is over"))
         copy, self._copy = self._copy, None
         if copy is None:
             return tell_error(ClusterLost("there is no copy to write"))
@@ -245,8 +257,7 @@ class Node:
         worker = None if spec.worker is None else f"worker-{spec.worker}"
         dense, exchange = self._config.log_schema().dense_width, spec.exchange
         where = Meeting(*meeting, self._host, f"generation-{generation}")
-        cluster = self._config.cluster
-        alone = cluster is not None and cluster.resources.gpus >= 1
+        alone = self._gpus >= 1
         while generation == self._generation and not self._ended.is_set():
             with contextlib.suppress(Stopped, Superseded, PeerLost):
                 far = RemoteRank(spec.security, office, spec.name, spec.shard, worker, generation)

@@ -301,9 +301,10 @@ class _Supervisor:
         """Write RUN_DIR/processes.json: who runs where, for people."""
         told = {}
         for placed in (self._cluster.chief, *self._cluster.nodes.values()):
+            address, pid = None, None  # who does not answer now keeps its place in the order
             with contextlib.suppress(*self._ray.GONE):
                 address, pid = self._ray.answer(placed.actor.start.remote(), _ANSWER)
-                told[placed.name] = {"address": address, "pid": pid}
+            told[placed.name] = {"address": address, "pid": pid}
         with contextlib.suppress(OSError):
             self._run_dir.mkdir(parents=True, exist_ok=True)
             replace_text(self._run_dir / PROCESSES, json.dumps(told, indent=1) + "\n")
