@@ -6,8 +6,8 @@ Workers are processes of Ray. There are fewer cores than workers, so every worke
 (`inject: slow`), as if each had a core of its own; the straggler sleeps five times as long as the others.
 
 - same: the Criteo sample (PACELINE_DATA) in sync by the local runtime's one worker (which is bitwise a serial loop:
-  tests/runs/test_equality.py) and by 1 to 4 nodes with rows moved, with partial sums, by push and pull; then gba on 4
-  nodes. The first six days are cut into four parts each: the curve of log losses has 23 points before the last day.
+  tests/runs/test_equality.py) and by 1 to 4 nodes with rows moved, with partial sums, by push and pull (`--models`);
+  then gba on 4 nodes. The first six days are cut into four parts each: the curve of log losses has 24 points.
 - straggler: the Criteo sample with 4 workers, one of them 5 times slower, by sync and GBA in turn: samples per second,
   and the AUC of the last day.
 - idle: the share of their time that 8 workers under async do not compute, with and without a batch ahead.
@@ -47,9 +47,9 @@ def job(log: Path, local: int, **changes: Any) -> dict[str, Any]:
 
 def train(folder: Path, name: str, values: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(metrics lines, histogram lines) of a run."""
-    path = folder / f"{name}.yaml"
+    path = folder / f"{name.replace(' ', '_')}.yaml"
     path.write_text(yaml.safe_dump(values))
-    run = folder / name
+    run = path.with_suffix("")
     command = [sys.executable, "-m", "paceline", "train", str(path), "--run-dir", str(run)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -91,8 +91,10 @@ def cut_days(folder: Path, parts: int = 4) -> list[str]:
     return files
 
 
-def same(folder: Path, rounds: int) -> dict[str, Any]:
-    """By nodes and exchange: largest relative difference of log losses to the serial loop's; AUC of the last day."""
+def same(folder: Path, rounds: int, models: list[str]) -> dict[str, Any]:
+    """By model, nodes and exchange: largest relative difference of log losses to the serial loop's, and the AUC of the
+    last day. `local 128`: the serial loop itself, with its sums in another order; what it differs by is rounding that training
+    makes larger, and no exchange's."""
     base = {**whole_criteo(), "data": {"format": "criteo", "days": cut_days(folder)}}
 
     def told(name: str, **changes: Any) -> tuple[list[float], float]:
@@ -101,24 +103,31 @@ def same(folder: Path, rounds: int) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     aucs: dict[str, list[float]] = {"sync": [], "gba": []}
-    for seed in range(rounds):
-        serial, serial_auc = told(f"serial-{seed}", workers=1, seed=seed)
-        ways = [*itertools.product((1, 2, 3, 4), ("rows", "substitute")), (3, "push_pull")]
-        for nodes, exchange in ways if not seed else [(4, "substitute")]:
-            name = f"{nodes}-{exchange}-{seed}"
-            losses, auc = told(name, seed=seed, cluster={"nodes": nodes, "exchange": exchange})
-            worst = max(abs(a - b) / b for a, b in zip(losses, serial, strict=True))
-            found[name] = {
-                "points": len(losses),
-                "worst_relative": worst,
+    for seed, model in itertools.product(range(rounds), models):
+        given: dict[str, Any] = {"seed": seed, "model": base["model"] if model == "deepfm" else {"name": model}}
+        serial, serial_auc = told(f"serial-{model}-{seed}", workers=1, **given)
+        whole = model == "deepfm" and not seed
+        ways = list(itertools.product((1, 2, 3, 4) if whole else (2, 3, 4), ("rows", "substitute")[not whole :]))
+        runs = {f"{n} nodes, {way}": {"cluster": {"nodes": n, "exchange": way}} for n, way in ways}
+        if whole:
+            runs["3 nodes, push_pull"] = {"cluster": {"nodes": 3, "exchange": "push_pull"}}
+        runs["local 128"] = {"workers": 1, "batch": {"global": 256, "local": 128}}
+        for name, changes in runs.items():
+            losses, auc = told(f"{model}, seed {seed}, {name}", **given, **changes)
+            apart = [abs(a - b) / b for a, b in zip(losses, serial, strict=True)]
+            found[f"{model}, seed {seed}, {name}"] = {
+                "worst_relative": max(apart),
+                "points_within_1e-5": next((k for k, d in enumerate(apart) if d > 1e-5), len(apart)),
+                "points": len(apart),
                 "auc": auc,
                 "auc_gap": auc - serial_auc,
             }
-            print(f"  {name}: {found[name]}", flush=True)
-        whole = {"data": whole_criteo()["data"]}  # no small update before a test
-        aucs["sync"].append(told(f"whole-{seed}", workers=1, seed=seed, **whole)[1])
-        aucs["gba"].append(told(f"gba-{seed}", seed=seed, pace="gba", cluster={"nodes": 4}, **whole)[1])
-        print(f"  gba, seed {seed}: {aucs['gba'][seed]:.5f}, sync {aucs['sync'][seed]:.5f}", flush=True)
+            print(f"  {model}, seed {seed}, {name}: {found[f'{model}, seed {seed}, {name}']}", flush=True)
+        if model == "deepfm":
+            days = {"data": whole_criteo()["data"]}  # no small update before a test
+            aucs["sync"].append(told(f"whole-{seed}", workers=1, seed=seed, **days)[1])
+            aucs["gba"].append(told(f"gba-{seed}", seed=seed, pace="gba", cluster={"nodes": 4}, **days)[1])
+            print(f"  gba, seed {seed}: {aucs['gba'][seed]:.5f}, sync {aucs['sync'][seed]:.5f}", flush=True)
     return {"sync_by_nodes": found, "auc": aucs}
 
 
@@ -179,6 +188,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["same", "straggler", "switch", "idle"])
     parser.add_argument("--rows", type=int, help="of the log (default: 600,000, and 5,000,000 for switch)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", default="deepfm,fm,lr", help="for same")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     from paceline.data.synth import SynthSpec
@@ -197,7 +207,7 @@ def main() -> None:
             return path
 
         if "same" in options.what:
-            found["same"] = same(folder, options.rounds)
+            found["same"] = same(folder, options.rounds, options.models.split(","))
         if "straggler" in options.what:
             found["straggler"] = straggler(folder, options.rounds)
         if "switch" in options.what:

@@ -9,6 +9,7 @@ pace.trace          every event and command of the pace machine (see paceline.pa
 skipped_rows.jsonl  rows that were left out: file, line, reason
 curves/             TensorBoard
 checkpoints/        see paceline.checkpoint
+pace.asked          the pace that a person asked for, where a recovery finds it
 requests/           what people ask of a run that is going on (see paceline.requests)
 processes.json      of a run on a cluster: who runs where
 .lock, .watched     locked by the process that writes here, and by the command that starts it again
