@@ -93,8 +93,8 @@ def cut_days(folder: Path, parts: int = 4) -> list[str]:
 
 def same(folder: Path, rounds: int, models: list[str]) -> dict[str, Any]:
     """By model, nodes and exchange: largest relative difference of log losses to the serial loop's, and the AUC of the
-    last day. `local 128`: the serial loop itself, with its sums in another order; what it differs by is rounding that training
-    makes larger, and no exchange's."""
+    last day. `local 128`: the serial loop itself, with its sums in another order: what it differs by is rounding that
+    training makes larger, and no exchange's."""
     base = {**whole_criteo(), "data": {"format": "criteo", "days": cut_days(folder)}}
 
     def told(name: str, **changes: Any) -> tuple[list[float], float]:
