@@ -1,9 +1,9 @@
 """Snapshots of several shards behind Arrow Flight, taken while workers push at full speed, are of one version each.
 
-The run is the coordinator's own (`Chief`: reading, pace machine, trace, cursor, `ClusterKeeper`), the shards are those of
-`Node`. Which updates a version consists of is in the trace; the pace machine is run through it again, and each update
-made in one process. Since the model's gradients do not depend on its parameters, that has to be what every snapshot
-holds, to the bit.
+The run is the coordinator's own (`Chief`: reading, pace machine, trace, cursor, `ClusterKeeper`), the shards are those
+of `Node`. Which updates a version consists of is in the trace; the pace machine is run through it again, and each
+update made in one process. Since the model's gradients do not depend on its parameters, that has to be what every
+snapshot holds, to the bit.
 """
 
 import json
