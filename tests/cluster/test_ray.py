@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def test_a_run_survives_the_death_of_any_process_and_a_change_of_pace(tmp_path, 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     end = lines[-1]
     assert asked["code"] == 0, asked["text"]
-    assert asked["text"].startswith("gba from ")
+    assert re.fullmatch(r"gba from [\d,]+ samples on; [\d,]+\.\d ms to its first lease\n", asked["text"]), asked["text"]
     assert [line["pace"] for line in lines] == ["sync", "gba", "gba"]
     assert end["samples_read"] == ROWS == end["samples_applied"] + end["samples_dropped"]
     assert end["recoveries"] == 2, "the helper's death costs no state"
