@@ -248,8 +248,10 @@ class _Supervisor:
 
     def _tell_processes(self) -> None:
         """Write RUN_DIR/processes.json: who runs where, for people."""
-        told = {}
+        told: dict[str, Any] = {}
         for placed in (self._cluster.chief, *self._cluster.nodes.values()):
+            # One that is just being started again keeps its line: readers count the shards.
+            told[placed.name] = {"address": self._addresses.get(placed.name), "pid": None}
             with contextlib.suppress(*self._ray.GONE):
                 address, pid = self._ray.answer(placed.actor.start.remote(), _ANSWER)
                 told[placed.name] = {"address": address, "pid": pid}
