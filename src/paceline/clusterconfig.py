@@ -13,8 +13,22 @@ from paceline.keys import Strict
 class ResourcesConfig(Strict):
     """Of each process of the cluster."""
 
-    cpus: float = Field(1, ge=0)
-    gpus: float = Field(0, ge=0)
+    cpus: float = Field(1, ge=0, allow_inf_nan=False)
+    gpus: float = Field(0, ge=0, allow_inf_nan=False)
+
+    @field_validator("cpus", "gpus")
+    @classmethod
+    def _counted(cls, value: float) -> float:
+        if round(value, 4) != value:
+            raise ValueError(f"{value!r} has more than four decimals, and Ray counts no finer; round it")
+        return value
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole(cls, value: float) -> float:
+        if value > 1 and value % 1:
+            raise ValueError(f"{value!r} must be a whole number above 1, for Ray divides one GPU only")
+        return value
 
 
 class TlsConfig(Strict):

@@ -223,14 +223,14 @@ class SwitchConfig(Strict):
     at: str | int
     pace: PaceField
 
-    @field_validator("at")
+    @field_validator("at", mode="before")
     @classmethod
-    def _place(cls, value: str | int) -> str | int:
-        if isinstance(value, str) and not re.fullmatch(r"day_\d+", value):
-            raise ValueError(f"{value!r} must be a day (day_3, counted from day_0) or a number of samples")
-        if isinstance(value, int) and value < 0:
-            raise ValueError(f"{value} must not be negative")
-        return value
+    def _place(cls, value: Any) -> str | int:
+        if isinstance(value, str) and re.fullmatch(r"day_\d+", value):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+        raise ValueError(f"{value!r} must be a day (day_3, counted from day_0) or a number of samples, from 0")
 
 
 class CheckpointConfig(Strict):

@@ -9,7 +9,7 @@ import trustme
 from parties import Party, locally, on_cluster, party
 from tools import job, synthetic
 
-from paceline.cluster.supervisor import read_security
+from paceline.cluster.credentials import read_security
 from paceline.clusterconfig import ClusterConfig
 from paceline.errors import ClusterLost, ConfigError
 from paceline.exchange.far import call

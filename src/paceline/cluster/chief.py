@@ -60,9 +60,9 @@ class Messages:
     def note(self, text: str) -> None:
         self._say("note", text)
 
-    def recovered(self, seconds: float) -> None:
-        """Workers may begin; so many seconds were lost in recoveries until now."""
-        self._say("recovered", seconds)
+    def recovered(self, seconds: float, rows: int) -> None:
+        """Workers may begin, with so many samples read; so many seconds were lost in recoveries until now."""
+        self._say("recovered", seconds, rows)
 
     def _say(self, what: str, *values: Any) -> None:
         with self._lock:
@@ -122,7 +122,8 @@ class Chief:
         def started() -> dict[str, Any]:
             times, seconds, lost_at = recovered
             seconds += 0.0 if lost_at is None else time.time() - lost_at
-            messages.recovered(seconds)
+            read = None if self._body is None else self._body.samples_read
+            messages.recovered(seconds, read or 0)
             return {"recoveries": times, "recovery_s": round(seconds, 3)}
 
         def body(job: Job) -> ClusterBody:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from paceline.cluster.credentials import read_security
 from paceline.cluster.spec import NodeSpec, helper_name, roles
 from paceline.cluster.staff import Staff
-from paceline.clusterconfig import ClusterConfig
 from paceline.config import JobConfig
 from paceline.errors import ConfigError, PacelineError, RunDirError, RunDirInUse, TrainingError
-from paceline.exchange.security import Security
 from paceline.rundir import PROCESSES, replace_text
 from paceline.watcher import Silent, Watcher
 
@@ -36,15 +33,15 @@ def train_on_cluster(
     lost, everybody goes back to the last snapshot, which is a new generation. Raises what `paceline.train` raises, and
     ConfigError if Ray is missing or has no room.
     """
-    try:
-        from paceline.cluster import placing
-    except ImportError as error:
-        raise ConfigError(f"cluster: Ray is not installed ({error}); pip install 'paceline[cluster]'") from error
     assert config.cluster is not None
     if resume and not run_dir.exists():
         raise RunDirError(f"{run_dir}: there is no run to go on with; check --run-dir, or leave --resume out")
     security = read_security(config.cluster, base)
     _check_inject(config)
+    try:
+        from paceline.cluster import placing  # Ray: seconds, which a mistake in the job need not cost
+    except ImportError as error:
+        raise ConfigError(f"cluster: Ray is not installed ({error}); pip install 'paceline[cluster]'") from error
     written = config.to_yaml()
     cluster = config.cluster
 
@@ -76,32 +73,6 @@ def train_on_cluster(
         return _Supervisor(config, run_dir, specs, actors, placing, watcher or Silent(), resume, staff).run()
 
 
-def read_security(config: ClusterConfig, base: Path) -> Security:
-    """The secrets that the configuration names. Raises ConfigError naming the key."""
-
-    def read(key: str, path: str) -> bytes:
-        try:
-            return (base / path).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"cluster.security.{key}: {path!r} cannot be read ({error.strerror})") from None
-
-    token, tls = config.security.token, config.security.tls
-    if token is not None and token.startswith("env:"):
-        name = token.removeprefix("env:")
-        token = os.environ.get(name)
-        if not token:
-            raise ConfigError(f"cluster.security.token: the environment variable {name!r} is not set")
-    elif token is not None and token.startswith("file:"):
-        token = read("token", token.removeprefix("file:")).decode().strip()
-    if token is not None and not token:
-        raise ConfigError("cluster.security.token: it is empty")
-    inner = secrets.token_hex(16)
-    if tls is None:
-        return Security(token, inner=inner)
-    cert, key, ca = read("tls.cert", tls.cert), read("tls.key", tls.key), read("tls.ca", tls.ca)
-    return Security(token, cert, key, ca, tls.hostname, inner)
-
-
 def _check_inject(config: JobConfig) -> None:
     """Raise ConfigError for a fault of a process that is not there."""
     assert config.cluster is not None
@@ -127,6 +98,7 @@ class _Supervisor:
         self._patience = 0.0 if config.cluster is None else config.cluster.patience
         self._meeting: tuple[str, int] | None = None
         self._watcher, self._resume = watcher, resume
+        self._goes_on = resume  # until it does
         self._generation = int(time.time())  # above that of any earlier supervisor of the same processes
         self._lost_at: float | None = None
         self._asked: Any = None  # the question for messages that has no answer yet
@@ -299,9 +271,10 @@ class _Supervisor:
 
     def _tell_processes(self) -> None:
         """Write RUN_DIR/processes.json: who runs where, for people."""
-        told = {}
+        told: dict[str, Any] = {}
         for placed in (self._cluster.chief, *self._cluster.nodes.values()):
-            address, pid = None, None  # who does not answer now keeps its place in the order
+            # Who does not answer now keeps its place: readers count the shards.
+            address, pid = self._addresses.get(placed.name), None
             with contextlib.suppress(*self._ray.GONE):
                 address, pid = self._ray.answer(placed.actor.start.remote(), _ANSWER)
             told[placed.name] = {"address": address, "pid": pid}
@@ -322,12 +295,13 @@ class _Supervisor:
             return
         for what, values in said:
             if what == "recovered":
-                self._seconds, self._lost_at = values[0], None
+                (self._seconds, begun), self._lost_at = values, None
+                if self._goes_on:  # with --resume: what lies behind the sample that it goes on from is past
+                    self._injected = [(name, at) for name, at in self._injected if at > begun]
+                    self._goes_on = False
                 continue
             if what == "tick":
                 rows = values[0]["rows"]
-                if self._furthest < 0 and self._resume:  # a run that goes on: what is past is past
-                    self._injected = [(name, at) for name, at in self._injected if at > rows]
                 if rows > self._furthest:
                     self._furthest, self._fruitless = rows, 0
                     self._unreachable.clear()
