@@ -1,6 +1,5 @@
 """Ray nodes on this machine, and jobs that `paceline train` runs on them."""
 
-import socket
 import subprocess
 import sys
 
@@ -9,16 +8,12 @@ import yaml
 
 
 @pytest.fixture(scope="module")
-def ray_cluster():
-    """Three Ray nodes on this machine: (address of the first, ray://HOST:PORT where clients may connect)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    head = {"num_cpus": 2, "include_dashboard": False, "ray_client_server_port": port}
+def ray_nodes():
+    """Three Ray nodes on this machine; the address of the first."""
     code = (
         "import sys\n"
         "from ray.cluster_utils import Cluster\n"
-        f"cluster = Cluster(initialize_head=True, head_node_args={head!r})\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 2, 'include_dashboard': False})\n"
         "for _ in range(2):\n"
         "    cluster.add_node(num_cpus=2, include_dashboard=False)\n"
         "print(cluster.address, flush=True)\n"
@@ -33,14 +28,8 @@ def ray_cluster():
         text=True,
     )
     address = next(line.strip() for line in process.stdout if ":" in line and " " not in line.strip())
-    yield address, f"ray://127.0.0.1:{port}"
+    yield address
     process.communicate("")
-
-
-@pytest.fixture(scope="module")
-def ray_nodes(ray_cluster):
-    """The address of the first of three Ray nodes on this machine."""
-    return ray_cluster[0]
 
 
 def job_file(folder, log, address, **changes):

@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from raynodes import job_file, ray_cluster, ray_nodes, start  # noqa: F401  (fixtures)
+from raynodes import job_file, ray_nodes, start  # noqa: F401  (a fixture)
 from tools import assert_same_state, job, synthetic, train
 
 DAY = 10_000

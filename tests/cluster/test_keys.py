@@ -1,6 +1,7 @@
 """Mistakes in `cluster:`, `inject:` and `switch:` on the command line: one line each, with key, value and way out."""
 
 import signal
+import socket
 import sys
 
 import pytest
@@ -281,6 +282,20 @@ def test_secrets_and_certificates_that_are_none_are_told(folder, monkeypatch, ca
         assert code == 2
         assert said.startswith(f"paceline: cluster.security.tls{begin}"), said
         assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens_is_told_at_once(folder, monkeypatch, capsys, scheme):
+    monkeypatch.setitem(sys.modules, "ray", None)  # it would try for minutes
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        address = f"{scheme}127.0.0.1:{reserved.getsockname()[1]}"
+        line = f"cluster.address: nobody is to be reached at '{address}' (Connection refused); start Ray there"
+        line += " (docs/running-on-a-cluster.md), or use address: local"
+        assert is_told(monkeypatch, capsys, "cluster.yaml", f"cluster.address={address}", line)
+    code, said = told(monkeypatch, capsys, "cluster.yaml", f"cluster.address={scheme}127.0.0.1:99999")
+    assert code == 2
+    assert said.startswith(f"paceline: cluster.address: nobody is to be reached at '{scheme}127.0.0.1:99999' (")
 
 
 def test_a_cluster_without_ray_is_told(folder, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 import trustme
-from raynodes import job_file, ray_cluster, start  # noqa: F401  (a fixture)
+from raynodes import job_file, ray_nodes, start  # noqa: F401  (a fixture)
 from reading import read_rows
 from tools import synthetic
 
@@ -23,10 +23,10 @@ def log(tmp_path_factory):
     return synthetic(tmp_path_factory.mktemp("log"), rows=ROWS)
 
 
-def test_a_run_survives_the_death_of_any_process_and_a_change_of_pace(tmp_path, log, ray_cluster, monkeypatch):  # noqa: F811
+def test_a_run_survives_the_death_of_any_process_and_a_change_of_pace(tmp_path, log, ray_nodes, monkeypatch):  # noqa: F811
     """Sync (in steps of collectives), then GBA because a person asked for it; a helper, a node with a shard and the
     coordinator are killed on the way. The Ray cluster is found by its own variable (address: auto)."""
-    monkeypatch.setenv("RAY_ADDRESS", ray_cluster[0])
+    monkeypatch.setenv("RAY_ADDRESS", ray_nodes)
     run = tmp_path / "run"
     faults = [
         {"kill": "worker-2", "at": 3000},
@@ -76,9 +76,9 @@ def test_a_run_survives_the_death_of_any_process_and_a_change_of_pace(tmp_path, 
     assert json.loads(found.stdout)["rows"] == ROWS // 3
 
 
-def test_with_tls_and_a_token_a_client_of_ray_trains_and_others_read(tmp_path, log, ray_cluster, monkeypatch):  # noqa: F811
-    """From outside the Ray cluster (ray://). The documented reader gets rows of the running job, a stranger none."""
-    ca, host = trustme.CA(), ray_cluster[0].partition(":")[0]
+def test_with_tls_and_a_token_it_trains_and_who_has_both_reads(tmp_path, log, ray_nodes, monkeypatch):  # noqa: F811
+    """The documented reader gets rows of the running job, a stranger none."""
+    ca, host = trustme.CA(), ray_nodes.partition(":")[0]
     made = ca.issue_cert(host, "127.0.0.1")
     tls = {name: str(tmp_path / f"{name}.pem") for name in ("ca", "cert", "key")}
     ca.cert_pem.write_to_path(tls["ca"])
@@ -86,7 +86,7 @@ def test_with_tls_and_a_token_a_client_of_ray_trains_and_others_read(tmp_path, l
     made.private_key_pem.write_to_path(tls["key"])
     monkeypatch.setenv("PACELINE_TOKEN", "a secret")
     security = {"token": "env:PACELINE_TOKEN", "tls": tls}
-    cluster = {"address": ray_cluster[1], "nodes": 2, "security": security}
+    cluster = {"address": ray_nodes, "nodes": 2, "security": security}
     days = [str(log / f"day_{day % 3}.tsv.gz") for day in range(1000)]  # interrupted once rows were read
     data = {"format": "criteo", "days": days}
     run, said, answers = tmp_path / "run", [], []

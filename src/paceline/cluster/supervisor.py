@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from paceline.watcher import Silent, Watcher
 
 _GIVE_UP = 8  # generations in a row that did not get further than one before them, since something died
 _TWICE = 2  # generations in a row that a process could not be reached in, until it is placed anew
-_ANSWER = 10.0  # seconds in which the coordinator answers
+_ANSWER = 10.0  # seconds in which the coordinator answers, or a Ray cluster takes a call
 _START = 30.0  # seconds in which a process starts
 
 
@@ -38,6 +39,7 @@ def train_on_cluster(
         raise RunDirError(f"{run_dir}: there is no run to go on with; check --run-dir, or leave --resume out")
     security = read_security(config.cluster, base)
     _check_inject(config)
+    _check_address(config.cluster.address)
     try:
         from paceline.cluster import placing  # Ray: seconds, which a mistake in the job need not cost
     except ImportError as error:
@@ -71,6 +73,21 @@ def train_on_cluster(
             run_dir, specs, lambda k: spec(helper_name(k), None, cluster.nodes + k), actors, placing, note
         )  # fmt: skip
         return _Supervisor(config, run_dir, specs, actors, placing, watcher or Silent(), resume, staff).run()
+
+
+def _check_address(address: str) -> None:
+    """Raise ConfigError if nobody listens there: Ray itself would try for minutes."""
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cluster.address: nobody is to be reached at {address!r} ({why}); start Ray there"
+            " (docs/running-on-a-cluster.md), or use address: local"
+        ) from None
 
 
 def _check_inject(config: JobConfig) -> None:
