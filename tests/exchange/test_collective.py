@@ -158,7 +158,7 @@ def test_a_plan_chosen_by_cost_is_never_dearer_than_either(ranks):
         case = Case(model, SMALL[model], "auto", updates=2)
         for size in (2, 4):
             plan = ranks.together(size, train_together, case)[0]["plan"]
-            chosen, rows, substitute = (plan.predicted[name].value_bytes for name in ("chosen", "rows", "substitute"))
+            chosen, rows, substitute = (plan.predicted[name].bytes for name in ("chosen", "rows", "substitute"))
             assert chosen <= min(rows, substitute)
 
 

@@ -120,7 +120,9 @@ class Stepper:
         group = connect(meeting.host, meeting.port, name, order.rank, size, TIMEOUT, meeting.address, gpu)
         group.lost = lambda: order.group <= self._lost
         roles = Roles(tuple(range(self._shards)), order.workers)
-        plan = make_plan(replica.model, replica.layout, self._dense, roles, Load(*order.load), self._exchange)
+        samples, positions, distinct, bits = order.load
+        load = Load(samples, positions, distinct, bits=bits)
+        plan = make_plan(replica.model, replica.layout, self._dense, roles, load, self._exchange)
         self._group = group
         _agree(group, plan)
         home = None if self._desk is None else self._desk.home

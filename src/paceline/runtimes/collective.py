@@ -69,7 +69,7 @@ class Collective:
         self._asker = None
         if replica is not None:
             there = Substitution(replica.computes, plan.shape, plan.modes, replica.device)
-            self._asker = Asker(replica, there, narrow, self._shards)
+            self._asker = Asker(replica, there, narrow, self._shards, plan.load.bits)
         stops = np.cumsum(plan.shape.dense).tolist()
         sizes = zip(self._shards, stops, plan.shape.dense, strict=True)
         self._slices = {rank: slice(stop - size, stop) for rank, stop, size in sizes}
