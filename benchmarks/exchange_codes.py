@@ -1,0 +1,90 @@
+"""What the dictionary of ids and the codes of positions save, and the time that they take, for `exchange.py`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from exchange_jobs import Job, batch_of
+
+from paceline.batch import Ints
+from paceline.exchange.codes import packed
+from paceline.exchange.dictionary import IdReader, IdWriter
+from paceline.exchange.placement import Split, split_ids
+from paceline.exchange.positions import decode, encode, first_fields
+from paceline.params.sparse import Adagrad
+from paceline.params.table import Table, unique
+
+SHARDS = 4
+SPANS = {"first": (0, 1), "early": (20, 30), "late": (50, 60)}
+
+
+def measure_codes(steps: int) -> list[dict[str, Any]]:
+    """For batches of 100 ids a sample on 4 shards, of all shards together: bytes of the ids in full, by numbers in as
+    many bits as the largest needs, and as they are sent; of positions; milliseconds of a worker, of a shard (all workers'
+    requests would be 4 times that divided over 4 shards), and of what they were before."""
+    job = Job("lr", 100, 8, 2)
+    fields = job.singles + job.bags
+    writers, readers = [IdWriter(fields) for _ in range(SHARDS)], [IdReader(fields) for _ in range(SHARDS)]
+    tables = [Table(np.zeros(1, np.float32), Adagrad(), 0) for _ in range(SHARDS)]
+    steps_found = [_step(job, number, writers, readers, tables) for number in range(steps + 1)][1:]  # one compiles
+    found = []
+    for name, (start, stop) in SPANS.items():
+        each = steps_found[start:stop]
+        if len(each) == stop - start:
+            found.append({"span": name, **{k: round(sum(e[k] for e in each) / len(each), 3) for k in each[0]}})
+    return found
+
+
+def _step(
+    job: Job, number: int, writers: list[IdWriter], readers: list[IdReader], tables: list[Table]
+) -> dict[str, float]:
+    batch = batch_of(job, number)
+    distinct, inverse = unique(batch.flat_ids())
+    first, split = first_fields(batch, distinct.shape[0], inverse), split_ids(distinct, SHARDS)
+    places = [split.of(shard) for shard in range(SHARDS)]
+    listed = [max(len(w), 2) for w in writers]
+    naming, named = _timed(lambda: [w.name(distinct[p], first[p]) for w, p in zip(writers, places, strict=True)])
+    order = np.concatenate([p[n.order] for p, n in zip(places, named, strict=True)])
+    coding, streams = _timed(lambda: encode(batch, inverse, Split(order, split.bounds)))
+
+    def read() -> list[Ints]:
+        every = zip(readers, named, tables, strict=True)
+        return [reader.read(n.message, table.find_or_insert)[0] for reader, n, table in every]
+
+    reading, _ = _timed(read)
+    fields = job.singles + job.bags
+    decoding, cells = _timed(lambda: [decode(s, batch.samples, fields) for s in streams])
+    lookup, _ = _timed(lambda: [t.find_or_insert(distinct[p]) for t, p in zip(tables, places, strict=True)])
+    fresh = sum(n.fresh for n in named)
+    numbers = sum(
+        (n.order.shape[0] - n.fresh) * math.ceil(math.log2(s)) / 8 for n, s in zip(named, listed, strict=True)
+    )
+    plain = sum(
+        packed(np.diff(c.offsets)).shape[0] + packed(c.index.astype(np.int64)).shape[0] for of in cells for c in of
+    )
+    return {
+        "distinct": distinct.shape[0],
+        "fresh": fresh,
+        "ids_full": 8 * distinct.shape[0],
+        "ids_numbers": 8 * fresh + numbers,
+        "ids": sum(n.message.shape[0] for n in named),
+        "positions_packed": plain,
+        "positions": sum(s.shape[0] for s in streams),
+        "name_ms": naming,
+        "read_ms": reading,
+        "lookup_ms": lookup,
+        "encode_ms": coding,
+        "decode_ms": decoding,
+        "worker_bytes_an_id": sum(w.bytes for w in writers) / max(sum(len(w) for w in writers), 1),
+    }
+
+
+def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """(milliseconds, what it gives)."""
+    start = time.perf_counter()
+    found = function()
+    return 1e3 * (time.perf_counter() - start), found

@@ -1,0 +1,4 @@
+from typing import Any
+
+
+def write_report(kept: Any, out: Any) -> None: ...
