@@ -23,9 +23,10 @@ SPANS = {"first": (0, 1), "early": (20, 30), "late": (50, 60)}
 
 
 def measure_codes(steps: int) -> list[dict[str, Any]]:
-    """For batches of 100 ids a sample on 4 shards, of all shards together: bytes of the ids in full, by numbers in as
-    many bits as the largest needs, and as they are sent; of positions; milliseconds of a worker, of a shard (all workers'
-    requests would be 4 times that divided over 4 shards), and of what they were before."""
+    """For batches of 100 ids a sample, a worker's requests to 4 shards together. Bytes of ids: in full, by numbers in
+    as many bits as the largest needs, and as they are sent; of positions: in as many bits, and as they are sent.
+    Milliseconds: to name ids and to read the names, and to look up all ids, which the shards did before; to code
+    positions and to read them. One thread does all of it here."""
     job = Job("lr", 100, 8, 2)
     fields = job.singles + job.bags
     writers, readers = [IdWriter(fields) for _ in range(SHARDS)], [IdReader(fields) for _ in range(SHARDS)]
@@ -60,12 +61,10 @@ def _step(
     decoding, cells = _timed(lambda: [decode(s, batch.samples, fields) for s in streams])
     lookup, _ = _timed(lambda: [t.find_or_insert(distinct[p]) for t, p in zip(tables, places, strict=True)])
     fresh = sum(n.fresh for n in named)
-    numbers = sum(
-        (n.order.shape[0] - n.fresh) * math.ceil(math.log2(s)) / 8 for n, s in zip(named, listed, strict=True)
-    )
-    plain = sum(
-        packed(np.diff(c.offsets)).shape[0] + packed(c.index.astype(np.int64)).shape[0] for of in cells for c in of
-    )
+    known = [n.order.shape[0] - n.fresh for n in named]
+    numbers = sum(k * math.ceil(math.log2(size)) / 8 for k, size in zip(known, listed, strict=True))
+    held = [(np.diff(c.offsets), c.index.astype(np.int64)) for of_shard in cells for c in of_shard]
+    plain = sum(packed(counts).shape[0] + packed(index).shape[0] for counts, index in held)
     return {
         "distinct": distinct.shape[0],
         "fresh": fresh,

@@ -13,7 +13,7 @@ from torch import Tensor
 from paceline.batch import Batch, Floats, Ints
 from paceline.exchange.codes import Bytes8
 from paceline.exchange.cost import Load
-from paceline.exchange.dictionary import IdWriter, Named
+from paceline.exchange.dictionary import CAPACITY, IdWriter, Named
 from paceline.exchange.direct import Pulled
 from paceline.exchange.placement import Split, split_ids
 from paceline.exchange.positions import Places, encode, first_fields
@@ -63,7 +63,7 @@ class Computed:
 @final
 class Asker:
     """A rank's worker. moved: the parts of a row that are moved; shards: the ranks that hold them, in their order;
-    bits: that a position is expected to take."""
+    bits: that a position is expected to take; capacity: see `IdWriter`."""
 
     def __init__(
         self,
@@ -72,11 +72,12 @@ class Asker:
         moved: Layout,
         shards: tuple[int, ...],
         bits: float | None = None,
+        capacity: int = CAPACITY,
     ) -> None:
         self._replica, self._substitution, self._moved, self._shards = replica, substitution, moved, shards
         self._bits = bits
         fields = moved.singles + moved.bags if substitution.parts else 0
-        self._writers = [IdWriter(fields) for _ in shards]
+        self._writers = [IdWriter(fields, capacity) for _ in shards]
 
     def ask(self, batch: Batch, number: int) -> Asked:
         """Sort a batch's ids by shard, and name them. number: of its gradient. Whatever is asked has to be sent: shards
