@@ -1,6 +1,6 @@
 """Bytes that a node sends in a step: push and pull, moved rows, and partial sums in their place (DES), measured.
 
-    python benchmarks/exchange.py [--nodes 2 3 4] [--only curve models data codes] [--quick] [--out FOLDER]
+    python benchmarks/exchange.py [--nodes 2 3 4] [--only curve models data long codes] [--quick] [--out FOLDER]
 
 Every node is a process with a shard and a worker on a machine of its own (a network namespace with an interface, whose
 counter is what "wire" means; needs root, else only bytes of arrays are counted). A worker's batch has 512 samples; ids
@@ -10,9 +10,11 @@ of 100,000 a field come by the power law of `paceline synth` (exponent 1.1), so 
 - models: six models with 26 one-hot fields and 13 numbers, and with 100 ids a sample, on 2, 3, 4 nodes: is `auto` ever
   dearer than the cheapest of rows by collectives, substitution, push and pull?
 - data: LR and FM with 100 ids on 4 nodes where ids repeat less (exponents 1 and 0.8), and with one bag
+- long: the same two by push and pull and by substitution, 400 steps: fewer and fewer ids are new
 - codes: what the dictionary of ids and the codes of positions save, and the time they take
 
-Ways take turns on the same batches and updates. Reported: the first step, and means over steps 21 to 30 and 51 to 60.
+Ways take turns on the same batches and updates; where `auto` chooses what another way is, that one stands for it.
+Reported: the first step, and means over steps 21 to 30, 51 to 60 and 391 to 400.
 Results go to FOLDER/exchange.json; what is there already is not measured again. table.md and plot.png are made of them.
 """
 
@@ -36,7 +38,7 @@ from exchange_report import write_report
 from namespaces import NEEDED, Network, allowed
 
 WAYS = ("push_pull", "rows", "substitute", "auto")
-SPANS = {"first": (0, 1), "early": (20, 30), "late": (50, 60)}  # of steps
+SPANS = {"first": (0, 1), "early": (20, 30), "late": (50, 60), "long": (390, 400)}  # of steps
 Result = dict[str, Any]
 
 
@@ -51,6 +53,8 @@ def jobs(what: str, nodes: int) -> list[tuple[Job, int]]:
         case "data" if nodes == 4:
             less = [Job(model, 100, 8, 2, alpha) for model in ("lr", "fm") for alpha in (1.0, 0.8)]
             return [(job, 60) for job in [*less, *(Job(model, 100, 8, 1) for model in ("lr", "fm"))]]
+        case "long" if nodes == 4:
+            return [(Job(model, 100, 8, 2), 400) for model in ("lr", "fm")]
     return []
 
 
@@ -115,20 +119,28 @@ def _mean(each: list[Result], what: str) -> dict[str, float]:
 
 def missing(found: list[Result], only: list[str], nodes: int, quick: bool) -> Iterator[tuple[Job, int, str]]:
     """(job, steps, way) of what has not been measured."""
-    there = {(json.dumps(r["job"]), r["nodes"], r["way"]) for r in found}
+    there = {(json.dumps(r["job"]), r["nodes"], r["steps"], r["way"]) for r in found}
     for what in only:
         for job, steps in jobs(what, nodes):
-            for way in WAYS:
-                key = (json.dumps(asdict(job)), nodes, way)
+            steps = 1 if quick else steps
+            for way in ("push_pull", "substitute") if what == "long" else WAYS:
+                key = (json.dumps(asdict(job)), nodes, steps, way)
                 if key not in there:
                     there.add(key)
-                    yield job, 1 if quick else steps, way
+                    yield job, steps, way
+
+
+def same_as(job: Job, nodes: int, found: list[Result]) -> Result | None:
+    """The result of the way that `auto` is the same as, if there is one."""
+    chosen = dict(job.plan(nodes, "auto").modes)
+    ours = (r for r in found if r["job"] == asdict(job) and r["nodes"] == nodes and r["way"] in ("rows", "substitute"))
+    return next((r for r in ours if r["modes"] == chosen), None)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 3, 4])
-    parser.add_argument("--only", nargs="+", default=["curve", "models", "data", "codes"])
+    parser.add_argument("--only", nargs="+", default=["curve", "models", "data", "long", "codes"])
     parser.add_argument("--quick", action="store_true", help="one step each: a check that it works")
     parser.add_argument("--out", type=Path, default=Path("evidence/results/exchange"))
     options = parser.parse_args()
@@ -146,7 +158,9 @@ def main() -> None:
             nodes = Nodes(stack.enter_context(Network(count)) if wired else None, count)
             stack.callback(nodes.close)
             for job, steps, way in todo:
-                result = {"job": asdict(job), "nodes": count, "way": way, **nodes.measure(job, way, steps)}
+                same = same_as(job, count, kept["results"]) if way == "auto" else None
+                measured = nodes.measure(job, way, steps) if same is None else same
+                result = {**measured, "job": asdict(job), "nodes": count, "steps": steps, "way": way}
                 kept["results"].append(result)
                 file.write_text(json.dumps(kept, indent=1))
                 last = next(result[span] for span in reversed(SPANS) if span in result)

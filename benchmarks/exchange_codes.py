@@ -11,7 +11,6 @@ import numpy as np
 from exchange_jobs import Job, batch_of
 
 from paceline.batch import Ints
-from paceline.exchange.codes import packed
 from paceline.exchange.dictionary import IdReader, IdWriter
 from paceline.exchange.placement import Split, split_ids
 from paceline.exchange.positions import decode, encode, first_fields
@@ -26,7 +25,7 @@ def measure_codes(steps: int) -> list[dict[str, Any]]:
     """For batches of 100 ids a sample, a worker's requests to 4 shards together. Bytes of ids: in full, by numbers in
     as many bits as the largest needs, and as they are sent; of positions: in as many bits, and as they are sent.
     Milliseconds: to name ids and to read the names, and to look up all ids, which the shards did before; to code
-    positions and to read them. One thread does all of it here."""
+    positions and to read them, and to code them in as many bits. One thread does all of it here. Medians."""
     job = Job("lr", 100, 8, 2)
     fields = job.singles + job.bags
     writers, readers = [IdWriter(fields) for _ in range(SHARDS)], [IdReader(fields) for _ in range(SHARDS)]
@@ -36,7 +35,7 @@ def measure_codes(steps: int) -> list[dict[str, Any]]:
     for name, (start, stop) in SPANS.items():
         each = steps_found[start:stop]
         if len(each) == stop - start:
-            found.append({"span": name, **{k: round(sum(e[k] for e in each) / len(each), 3) for k in each[0]}})
+            found.append({"span": name, **{k: round(float(np.median([e[k] for e in each])), 3) for k in each[0]}})
     return found
 
 
@@ -51,6 +50,7 @@ def _step(
     naming, named = _timed(lambda: [w.name(distinct[p], first[p]) for w, p in zip(writers, places, strict=True)])
     order = np.concatenate([p[n.order] for p, n in zip(places, named, strict=True)])
     coding, streams = _timed(lambda: encode(batch, inverse, Split(order, split.bounds)))
+    equal, in_equal_bits = _timed(lambda: encode(batch, inverse, Split(order, split.bounds), by_lengths=False))
 
     def read() -> list[Ints]:
         every = zip(readers, named, tables, strict=True)
@@ -63,21 +63,20 @@ def _step(
     fresh = sum(n.fresh for n in named)
     known = [n.order.shape[0] - n.fresh for n in named]
     numbers = sum(k * math.ceil(math.log2(size)) / 8 for k, size in zip(known, listed, strict=True))
-    held = [(np.diff(c.offsets), c.index.astype(np.int64)) for of_shard in cells for c in of_shard]
-    plain = sum(packed(counts).shape[0] + packed(index).shape[0] for counts, index in held)
     return {
         "distinct": distinct.shape[0],
         "fresh": fresh,
         "ids_full": 8 * distinct.shape[0],
         "ids_numbers": 8 * fresh + numbers,
         "ids": sum(n.message.shape[0] for n in named),
-        "positions_packed": plain,
+        "positions_packed": sum(s.shape[0] for s in in_equal_bits),
         "positions": sum(s.shape[0] for s in streams),
         "name_ms": naming,
         "read_ms": reading,
         "lookup_ms": lookup,
         "encode_ms": coding,
         "decode_ms": decoding,
+        "encode_equal_ms": equal,
         "worker_bytes_an_id": sum(w.bytes for w in writers) / max(sum(len(w) for w in writers), 1),
     }
 

@@ -47,10 +47,11 @@ def by_length(counts: Ints, values: Ints) -> tuple[Bytes8, Ints]:
     """Sample b's counts[b] values in few bits where low ones are frequent: 13 bytes (smallest value, number of values
     and bytes that follow uint32, lengths uint8) and they; and the order int64 [n] in which they are read."""
     base, bits = _range(values)
-    size = (packing.length_bits(values, base, counts.shape[0], bits + 1) + 7) // 8
+    each = np.empty(values.shape[0], np.uint8)
+    size = (packing.measure_lengths(values, base, each) + counts.shape[0] * (bits + 1) + 7) // 8
     out, order = np.zeros(13 + size, np.uint8), np.empty(values.shape[0], np.int64)
     out[:12], out[12] = np.array([base, values.shape[0], size], "<u4").view(np.uint8), bits + 1
-    packing.put_lengths(counts, values, base, bits + 1, out[13:], order)
+    packing.put_lengths(counts, values, base, bits + 1, each, out[13:], order)
     return out, order
 
 

@@ -72,7 +72,7 @@ class IdWriter:
         known = np.sort(numbers[numbers >= 0]).astype(np.int64)
         numbers[new] = np.arange(listed, listed + fresh, dtype=np.int32)
         self._append(ids[new], fields[new])
-        order = np.lexsort((numbers, self._fields[numbers])) if self._of else np.argsort(numbers)
+        order = np.argsort(_keys(numbers, self._fields) if self._of else numbers)
         head = np.array([known.shape[0], fresh, anew]).view(np.uint8)
         whole = [head, packed_set(known), ids[new].view(np.uint8)]
         if self._of:
@@ -124,12 +124,18 @@ class IdReader:
             counts, stop = unpacked(data, stop, self._of)
             self._fields = _grown(self._fields, start, self._size)
             self._fields[start : self._size] = np.repeat(np.arange(self._of, dtype=np.int32), counts)
-            numbers = numbers[np.argsort(self._fields[numbers], kind="stable")]
+            numbers = numbers[np.argsort(_keys(numbers, self._fields))]
         return self._rows[numbers], data[stop:]
 
     def _begin_anew(self) -> None:
         self._size = 0
         self._rows, self._fields = np.empty(_ROOM, np.int64), np.empty(_ROOM, np.int32)
+
+
+def _keys(numbers: npt.NDArray[np.integer], fields: Fields) -> Ints:
+    """What sorts numbers by field, and within a field as they are."""
+    keys: Ints = (fields[numbers].astype(np.int64) << 32) + numbers
+    return keys
 
 
 def _grown(array: _Array, used: int, needed: int) -> _Array:

@@ -69,8 +69,9 @@ def load_of(batch: Batch, shards: int) -> Load:
     return Load(batch.samples, inverse.shape[0], distinct.shape[0], bits=bits)
 
 
-def encode(batch: Batch, inverse: Places, split: Split) -> list[Bytes8]:
-    """For each shard what `decode` reads. inverse int32 [positions]: to the distinct ids that `split` splits."""
+def encode(batch: Batch, inverse: Places, split: Split, by_lengths: bool = True) -> list[Bytes8]:
+    """For each shard what `decode` reads. inverse int32 [positions]: to the distinct ids that `split` splits; by_lengths:
+    whether bags may be coded so."""
     shards = split.bounds.shape[0] - 1
     owner = np.empty(split.order.shape[0], np.int32)
     local = np.empty(split.order.shape[0], np.int64)
@@ -85,7 +86,7 @@ def encode(batch: Batch, inverse: Places, split: Split) -> list[Bytes8]:
             index, taken = np.empty(places.shape[0], np.int64), np.empty(places.shape[0], np.int64)
             n = packing.held(places, offsets, owner, local, shard, counts, index, taken)
             coded, order = [packed(counts), packed(index[:n])], None
-            if field >= batch.ids.shape[1]:
+            if by_lengths and field >= batch.ids.shape[1]:
                 shorter, found = by_length(counts, index[:n])
                 if shorter.shape[0] < sum(c.shape[0] for c in coded):
                     coded, order = [shorter], found

@@ -150,30 +150,30 @@ def _length(value):
 
 
 @kernel
-def length_bits(values, base, samples, lengths):
-    """How many bits `put_lengths` takes."""
-    total = samples * lengths
+def measure_lengths(values, base, each):
+    """each uint8 [n] = the length of every value minus base. Returns how many bits they take in `put_lengths`, without
+    its zeros."""
+    total = 0
     for i in range(values.shape[0]):
-        bits = _length(values[i] - base)
-        total += 1 + max(bits - 1, 0)
+        each[i] = _length(values[i] - base)
+        total += max(each[i], 1)
     return total
 
 
 @kernel
-def put_lengths(counts, values, base, lengths, out, order):
+def put_lengths(counts, values, base, lengths, each, out, order):
     """Sample b has counts[b] of the values int64 [n]. They go by the number of bits of value minus base, which has
     `lengths` different ones: for each the sample's as a one and the bits below the highest, then a zero. So few bits
-    tell the low values, and no count is needed. out: zeros; order int64 [n]: of the values, as they went."""
+    tell the low values, and no count is needed. each: of `measure_lengths`; out: zeros; order int64 [n]: of the values,
+    as they went."""
     at, begin, done = 0, 0, 0
     for b in range(counts.shape[0]):
         stop = begin + counts[b]
         for length in range(lengths):
             low = max(length - 1, 0)
             for i in range(begin, stop):
-                value = values[i] - base
-                if _length(value) == length:
-                    at = _put(out, at, 1, 1)
-                    at = _put(out, at, value & ((1 << low) - 1), low)
+                if each[i] == length:
+                    at = _put(out, at, 1 | (((values[i] - base) & ((1 << low) - 1)) << 1), 1 + low)
                     order[done] = i
                     done += 1
             at += 1
