@@ -58,7 +58,7 @@ def _step(
 
     reading, _ = _timed(read)
     fields = job.singles + job.bags
-    decoding, cells = _timed(lambda: [decode(s, batch.samples, fields) for s in streams])
+    decoding, _ = _timed(lambda: [decode(s, batch.samples, fields) for s in streams])
     lookup, _ = _timed(lambda: [t.find_or_insert(distinct[p]) for t, p in zip(tables, places, strict=True)])
     fresh = sum(n.fresh for n in named)
     known = [n.order.shape[0] - n.fresh for n in named]

@@ -17,9 +17,10 @@ def write_report(kept: Mapping[str, Any], out: Path) -> None:
     """table.md and plot.png in `out`."""
     results: list[Result] = kept["results"]
     parts = [
-        "# Bytes that a node sends in a step\n\nMeans over all nodes, in 1,000 bytes; one batch of 512 samples a node and "
-        "step. Arrays: bytes of arrays; wire: what the node's network interface sent, headers and acknowledgements "
-        "included. Saved: against push and pull. Made by `python benchmarks/exchange.py`.",
+        "# Bytes that a node sends in a step",
+        "Means over all nodes, in 1,000 bytes; one batch of 512 samples a node and step. Arrays: bytes of arrays; wire:"
+        " what the node's network interface sent, headers and acknowledgements included. Saved: against push and pull."
+        " Made by `python benchmarks/exchange.py`.",
         "## LR and FM, 100 ids a sample, 4 nodes\n\n" + _headline(results),
         "## Over nodes and ids a sample (8 fields with one id, 2 with the rest)\n\n" + _curve(results),
         "## Is `auto` ever dearer than the cheapest?\n\nBytes of arrays after the first 20 steps (51 to 60 where there"
@@ -171,8 +172,8 @@ def _codes(found: list[Result]) -> str:
         "equal bits ms",
     ]
     note = (
-        "A worker's batch of 100 ids a sample to 4 shards; milliseconds of one thread for all of it (medians): to name the"
-        " ids, to read the names (which looks up new ids only), and, for comparison, to look up all of them; to code"
+        "A worker's batch of 100 ids a sample to 4 shards; milliseconds of one thread for all of it (medians): to name"
+        " the ids, to read the names (which looks up new ids only), and, for comparison, to look up all of them; to code"
         " positions and to read them, and, for comparison, to code them in equal bits."
         f" The worker's lists take {found[-1]['worker_bytes_an_id']:.0f} bytes an id."
     )

@@ -70,8 +70,8 @@ def load_of(batch: Batch, shards: int) -> Load:
 
 
 def encode(batch: Batch, inverse: Places, split: Split, by_lengths: bool = True) -> list[Bytes8]:
-    """For each shard what `decode` reads. inverse int32 [positions]: to the distinct ids that `split` splits; by_lengths:
-    whether bags may be coded so."""
+    """For each shard what `decode` reads. inverse int32 [positions]: to the distinct ids that `split` splits;
+    by_lengths: whether bags may be coded so."""
     shards = split.bounds.shape[0] - 1
     owner = np.empty(split.order.shape[0], np.int32)
     local = np.empty(split.order.shape[0], np.int64)
