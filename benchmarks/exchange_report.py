@@ -173,8 +173,8 @@ def _codes(found: list[Result]) -> str:
     ]
     note = (
         "A worker's batch of 100 ids a sample to 4 shards; milliseconds of one thread for all of it (medians): to name"
-        " the ids, to read the names (which looks up new ids only), and, for comparison, to look up all of them; to code"
-        " positions and to read them, and, for comparison, to code them in equal bits."
+        " the ids, to read the names (which looks up new ids only) and, for comparison, to look up all of them; to code"
+        " positions and to read them and, for comparison, to code them in equal bits."
         f" The worker's lists take {found[-1]['worker_bytes_an_id']:.0f} bytes an id."
     )
     return f"{note}\n\n{_table(heads, lines)}"

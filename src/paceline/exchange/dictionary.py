@@ -5,7 +5,7 @@ then a set of numbers, told by its gaps, and the ids that are new (8 bytes each)
 ids come early, so they have low numbers, and gaps between them are small.
 
 The worker keeps 12 bytes an id and 8 to 16 of index, the shard 12: its row's number, so that it looks up new ids only.
-Once a list would grow beyond CAPACITY ids both sides begin it anew: ids that are out of use cost no memory for ever.
+Once a list would grow beyond its capacity both sides begin it anew: ids that are out of use cost no memory for ever.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from paceline.batch import Ints
 from paceline.exchange.codes import Bytes8, packed, packed_set, unpacked, unpacked_set
 from paceline.kernels import numbering
 
-CAPACITY = 1 << 22  # ids of one worker on one shard: about 100 MB there, 50 MB here
+CAPACITY = 1 << 22  # ids of one worker on all shards: about 100 MB there, and 50 MB on the shards together
 _ROOM = 1 << 10
 _HEAD = 24  # bytes: how many ids are known and how many new, and whether the list begins anew
 Fields = npt.NDArray[np.int32]

@@ -63,7 +63,7 @@ class Computed:
 @final
 class Asker:
     """A rank's worker. moved: the parts of a row that are moved; shards: the ranks that hold them, in their order;
-    bits: that a position is expected to take; capacity: see `IdWriter`."""
+    bits: that a position is expected to take; capacity: of its lists of ids, one for each shard, together."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Asker:
         self._replica, self._substitution, self._moved, self._shards = replica, substitution, moved, shards
         self._bits = bits
         fields = moved.singles + moved.bags if substitution.parts else 0
-        self._writers = [IdWriter(fields, capacity) for _ in shards]
+        self._writers = [IdWriter(fields, max(capacity // len(shards), 1)) for _ in shards]
 
     def ask(self, batch: Batch, number: int) -> Asked:
         """Sort a batch's ids by shard, and name them. number: of its gradient. Whatever is asked has to be sent: shards

@@ -52,7 +52,7 @@ class Collective:
 
     model: the replica's where the rank has one (its operators compute the partial sums); route: of the rank's shard,
     if it holds one, whose dense parameters are the shard's of `params.dense.slices`; replica: its worker's, if any;
-    capacity: of its lists of ids, one for each shard, that both sides keep while the group lasts (`IdWriter`).
+    capacity: of its lists of ids, which both sides keep while the group lasts.
     `sent`, `predicted`: bytes of the last step.
     """
 
