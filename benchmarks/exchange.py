@@ -92,9 +92,10 @@ class Nodes:
     def close(self) -> None:
         for process in self._processes:
             assert process.stdin is not None
-            process.stdin.close()
+            process.stdin.close()  # at which it ends
         for process in self._processes:
-            process.wait(30)
+            with process:
+                process.wait(30)
 
     def _all(self, op: str, **asked: Any) -> list[Result]:
         for process in self._processes:
