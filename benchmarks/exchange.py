@@ -14,7 +14,7 @@ of 100,000 a field come by the power law of `paceline synth` (exponent 1.1), so 
 - codes: what the dictionary of ids and the codes of positions save, and the time they take
 
 Ways take turns on the same batches and updates; where `auto` chooses what another way is, that one stands for it.
-Reported: the first step, and means over steps 21 to 30, 51 to 60 and 391 to 400.
+Reported: the first step, and means over steps 21 to 30, on 4 nodes also over steps 51 to 60 and 391 to 400.
 Results go to FOLDER/exchange.json; what is there already is not measured again. table.md and plot.png are made of them.
 """
 
@@ -46,10 +46,12 @@ def jobs(what: str, nodes: int) -> list[tuple[Job, int]]:
     """(job, steps) of a part of the benchmark."""
     match what:
         case "curve":
-            return [(Job(model, ids, 8, 2), 60) for model in ("lr", "fm") for ids in (10, 30, 100, 300)]
+            steps = 60 if nodes == 4 else 30
+            return [(Job(model, ids, 8, 2), steps) for model in ("lr", "fm") for ids in (10, 30, 100, 300)]
         case "models":
             shapes = ((26, 26, 0), (100, 8, 2))
-            return [(Job(m, *s), 60 if m in ("lr", "fm") and s[2] else 30) for s in shapes for m in MODELS]
+            done = ("lr", "fm") if nodes == 4 else ()  # in the curve, with more steps
+            return [(Job(m, *s), 60 if m in done and s[2] else 30) for s in shapes for m in MODELS]
         case "data" if nodes == 4:
             less = [Job(model, 100, 8, 2, alpha) for model in ("lr", "fm") for alpha in (1.0, 0.8)]
             return [(job, 60) for job in [*less, *(Job(model, 100, 8, 1) for model in ("lr", "fm"))]]

@@ -22,11 +22,9 @@ def write_report(kept: Mapping[str, Any], out: Path) -> None:
         " what the node's network interface sent, headers and acknowledgements included. Saved: against push and pull."
         " Made by `python benchmarks/exchange.py`.",
         "## LR and FM, 100 ids a sample, 4 nodes\n\n" + _headline(results),
-        "## Over nodes and ids a sample (8 fields with one id, 2 with the rest)\n\n" + _curve(results),
-        "## Is `auto` ever dearer than the cheapest?\n\nBytes of arrays after the first 20 steps (51 to 60 where there"
-        " are so many).\n\n" + _models(results),
-        "## Predicted beside measured, by kind\n\n4 nodes, 100 ids a sample, after the first 20 steps.\n\n"
-        + _kinds(results),
+        "## Over nodes and ids a sample (8 fields with one id, 2 with the rest), steps 21 to 30\n\n" + _curve(results),
+        "## Is `auto` ever dearer than the cheapest?\n\nBytes of arrays, steps 21 to 30.\n\n" + _models(results),
+        "## Predicted beside measured, by kind\n\n4 nodes, 100 ids a sample, steps 21 to 30.\n\n" + _kinds(results),
     ]
     if kept["codes"]:
         parts.append("## Codes of ids and positions\n\n" + _codes(kept["codes"]))
@@ -45,9 +43,9 @@ def values(span: Result) -> float:
     return float(sum(n for kind, n in span["sent"].items() if kind not in WITHOUT_VALUES))
 
 
-def last(result: Result) -> Result:
-    """The latest span that was measured, of 60 steps at most."""
-    found: Result = next(result[span] for span in ("late", "early", "first") if span in result)
+def settled(result: Result) -> Result:
+    """Steps 21 to 30, or what there is instead."""
+    found: Result = next(result[span] for span in ("early", "first") if span in result)
     return found
 
 
@@ -89,7 +87,7 @@ def _curve(results: list[Result]) -> str:
                 found = {way: find(results, way, nodes, model=model, ids=ids) for way in NAMES}
                 if any(r is None for r in found.values()):
                     continue
-                spans = {way: last({**r, "long": None}) for way, r in found.items() if r is not None}
+                spans = {way: settled(r) for way, r in found.items() if r is not None}
                 wire = {way: span["wire"] for way, span in spans.items()}
                 saved = [_saved(f(spans["auto"]), f(spans["push_pull"])) for f in (values, total)]
                 auto = found["auto"] or {}
@@ -113,7 +111,7 @@ def _models(results: list[Result]) -> str:
         found = {way: find([r for r in results if r["steps"] <= 60], way, nodes, **job) for way in NAMES}
         if any(r is None for r in found.values()):
             continue
-        sent = {way: total(last(r)) for way, r in found.items() if r is not None}
+        sent = {way: total(settled(r)) for way, r in found.items() if r is not None}
         dearer += sent["auto"] > min(sent.values())
         auto = found["auto"] or {}
         shape = f"{ids} ids, {bags} bags" if bags else f"{ids} one-hot"
@@ -132,7 +130,7 @@ def _kinds(results: list[Result]) -> str:
             result = find([r for r in results if r["steps"] <= 60], way, 4, model=model, ids=100)
             if result is None:
                 continue
-            span = last(result)
+            span = settled(result)
             told = dict(span["predicted"])
             if way == "push_pull":  # the rule knows both directions together
                 for kind, other in (("row_gradients", "rows"), ("dense_gradients", "dense")):
@@ -187,10 +185,10 @@ def plot(results: list[Result], path: Path) -> None:
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     for row, model in zip(figure.subplots(2, 2), ("lr", "fm"), strict=True):
         sent, saved = row
-        measure = "wire" if any(r.get("late", {}).get("wire") for r in results) else "arrays"
+        measure = "wire" if any(settled(r)["wire"] for r in results) else "arrays"
 
         def size(result: Result, by: str = measure) -> float:
-            return float(last(result)["wire"]) if by == "wire" else total(last(result))
+            return float(settled(result)["wire"]) if by == "wire" else total(settled(result))
 
         short = [r for r in results if r["steps"] <= 60 and r["job"]["model"] == model]
         for way, style in zip(NAMES, ("o-", "s-", "^-", "x--"), strict=True):
@@ -199,7 +197,7 @@ def plot(results: list[Result], path: Path) -> None:
             if line:
                 sent.plot(*zip(*line, strict=True), style, label=NAMES[way], linewidth=1 if way == "auto" else 1.8)
         sent.set(xscale="log", yscale="log", xlabel="ids a sample", ylabel=f"KB a node and step ({measure})")
-        sent.set_title(f"{model.upper()}, 4 nodes, steps 51 to 60")
+        sent.set_title(f"{model.upper()}, 4 nodes, steps 21 to 30")
         for nodes in (2, 3, 4):
             line = []
             for ids in (10, 30, 100, 300):
