@@ -140,6 +140,12 @@ def same_as(job: Job, nodes: int, found: list[Result]) -> Result | None:
     return next((r for r in ours if r["modes"] == chosen), None)
 
 
+def keep(kept: Result, file: Path) -> None:
+    """Write all results, one a line."""
+    parts = (f'"{name}": [\n' + ",\n".join(map(json.dumps, kept[name])) + "\n]" for name in ("results", "codes"))
+    file.write_text("{" + ", ".join(parts) + "}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 3, 4])
@@ -165,13 +171,13 @@ def main() -> None:
                 measured = nodes.measure(job, way, steps) if same is None else same
                 result = {**measured, "job": asdict(job), "nodes": count, "steps": steps, "way": way}
                 kept["results"].append(result)
-                file.write_text(json.dumps(kept, indent=1))
+                keep(kept, file)
                 last = next(result[span] for span in reversed(SPANS) if span in result)
                 print(f"{count} nodes, {job}, {way}: {sum(last['sent'].values()):,.0f}, wire {last['wire']:,.0f}",
                       flush=True)  # fmt: skip
     if "codes" in options.only and not kept["codes"]:
         kept["codes"] = measure_codes(3 if options.quick else 60)
-        file.write_text(json.dumps(kept, indent=1))
+        keep(kept, file)
     write_report(kept, options.out)
 
 

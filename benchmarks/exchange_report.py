@@ -170,7 +170,7 @@ def _codes(found: list[Result]) -> str:
         "equal bits ms",
     ]
     note = (
-        "A worker's batch of 100 ids a sample to 4 shards; milliseconds of one thread for all of it (medians): to name"
+        "A worker's batch of 100 ids a sample to 4 shards; milliseconds of one core for all of it (medians): to name"
         " the ids, to read the names (which looks up new ids only) and, for comparison, to look up all of them; to code"
         " positions and to read them and, for comparison, to code them in equal bits."
         f" The worker's lists take {found[-1]['worker_bytes_an_id']:.0f} bytes an id."
@@ -213,7 +213,11 @@ def plot(results: list[Result], path: Path) -> None:
             axes.set_xticks([10, 30, 100, 300], ["10", "30", "100", "300"])
             axes.minorticks_off()
             axes.grid(alpha=0.3)
-            axes.legend()
+        low, high = sent.get_ylim()
+        ticks = [t for t in (20, 50, 100, 200, 500, 1000, 2000, 5000) if low < t < high]
+        sent.set_yticks(ticks, [f"{t:,}" for t in ticks])
+        sent.legend(loc="upper left")
+        saved.legend(loc="lower right")
     figure.savefig(path, dpi=110)
 
 
