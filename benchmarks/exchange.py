@@ -1,198 +1,184 @@
-"""Bytes that a worker sends in a step: push and pull, moved rows, and partial sums in their place (DES).
+"""Bytes that a node sends in a step: push and pull, moved rows, and partial sums in their place (DES), measured.
 
-    python benchmarks/exchange.py [--steps 5] [--plot exchange.png]
+    python benchmarks/exchange.py [--nodes 2 3 4] [--only curve models data long codes] [--quick] [--out FOLDER]
 
-Every node is a process that holds a shard and computes a batch of 512 samples; all exchange over gloo on this machine.
-LR and FM read 8 fields with one id each and 2 bags that hold the rest of 10, 30 or 100 ids a sample; FM (again) and
-DeepFM read 26 fields with one id each. Ids are drawn from a vocabulary of 100,000 a field, by a power law. Measured is
-what the group counted, beside what the cost rule predicted; 8 nodes are predicted only. Values include dense parameters
-and their gradients. Push and pull: what the same nodes send, if each distinct row of another process is pulled and its
-gradient pushed. Saved: by partial sums in place of all rows, against push and pull; auto: what the rule would choose.
+Every node is a process with a shard and a worker on a machine of its own (a network namespace with an interface, whose
+counter is what "wire" means; needs root, else only bytes of arrays are counted). A worker's batch has 512 samples; ids
+of 100,000 a field come by the power law of `paceline synth` (exponent 1.1), so many of a batch's ids came before.
+
+- curve: LR and FM over 2, 3, 4 nodes and 10, 30, 100, 300 ids a sample: 8 fields with one id, 2 bags with the rest
+- models: six models with 26 one-hot fields and 13 numbers, and with 100 ids a sample, on 2, 3, 4 nodes: is `auto` ever
+  dearer than the cheapest of rows by collectives, substitution, push and pull?
+- data: LR and FM with 100 ids on 4 nodes where ids repeat less (exponents 1 and 0.8), and with one bag
+- long: the same two by push and pull and by substitution, 400 steps: fewer and fewer ids are new
+- codes: what the dictionary of ids and the codes of positions save, and the time they take
+
+Ways take turns on the same batches and updates; where `auto` chooses what another way is, that one stands for it.
+Reported: the first step, and means over steps 21 to 30, on 4 nodes also over steps 51 to 60 and 391 to 400.
+Results go to FOLDER/exchange.json; what is there already is not measured again. table.md and plot.png are made of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing as mp
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from paceline.batch import Bag, Batch, Cursor, Span
-from paceline.exchange.cost import Exchange, Load, Plan, Roles, Sent, push_pull
-from paceline.exchange.direct import DirectRoute
-from paceline.exchange.group import connect, open_store
-from paceline.models.base import Inputs, Model
-from paceline.models.registry import build_model
-from paceline.params.dense import DenseBlock, make_optimizer, slices
-from paceline.params.shard import Shard
-from paceline.params.sparse import Adagrad
-from paceline.params.table import Table, unique
-from paceline.runtimes.collective import Collective, make_plan
-from paceline.runtimes.compute import Layout, Replica
-from paceline.runtimes.coordinator import Lease
-from paceline.runtimes.local import settle_thread
+from exchange_codes import measure_codes
+from exchange_jobs import MODELS, Job
+from exchange_report import write_report
+from namespaces import NEEDED, Network, allowed
 
-SAMPLES, VOCABULARY, DIM = 512, 100_000, 16
+WAYS = ("push_pull", "rows", "substitute", "auto")
+SPANS = {"first": (0, 1), "early": (20, 30), "late": (50, 60), "long": (390, 400)}  # of steps
+Result = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A model and its ids a sample, of which `bags` fields hold several."""
-
-    model: str
-    ids: int
-    singles: int
-    bags: int
-
-    def build(self) -> Model:
-        torch.manual_seed(0)
-        options: dict[str, Any] = {} if self.model == "lr" else {"dim": DIM}
-        return build_model(self.model, options, Inputs(tuple(f"f{i}" for i in range(self.singles + self.bags)), 0))
-
-
-JOBS = [Job(model, ids, 8, 2) for model in ("lr", "fm") for ids in (10, 30, 100)]
-JOBS += [Job(model, 26, 26, 0) for model in ("fm", "deepfm")]
-
-
-def batch_of(job: Job, seed: int) -> Batch:
-    rng = np.random.default_rng(seed)
-
-    def draw(shape: int | tuple[int, int]) -> Any:
-        return (VOCABULARY ** rng.random(shape)).astype(np.int64)  # density 1 / id
-
-    length = (job.ids - job.singles) // job.bags if job.bags else 0
-    ids = draw((SAMPLES, job.singles)) + VOCABULARY * np.arange(job.singles)
-    offsets = length * np.arange(SAMPLES + 1)
-    weights = np.full(SAMPLES * length, 1 / max(length, 1), np.float32)
-    bags = tuple(
-        Bag(draw(SAMPLES * length) + VOCABULARY * (job.singles + bag), offsets, weights) for bag in range(job.bags)
-    )
-    span = Span(0, Cursor(), Cursor(), np.zeros((3, 0)))
-    labels = (rng.random(SAMPLES) < 0.3).astype(np.float32)
-    return Batch(labels, ids, bags, np.zeros((SAMPLES, 0), np.float32), None, span, span)
+def jobs(what: str, nodes: int) -> list[tuple[Job, int]]:
+    """(job, steps) of a part of the benchmark."""
+    match what:
+        case "curve":
+            steps = 60 if nodes == 4 else 30
+            return [(Job(model, ids, 8, 2), steps) for model in ("lr", "fm") for ids in (10, 30, 100, 300)]
+        case "models":
+            shapes = ((26, 26, 0), (100, 8, 2))
+            done = ("lr", "fm") if nodes == 4 else ()  # in the curve, with more steps
+            return [(Job(m, *s), 60 if m in done and s[2] else 30) for s in shapes for m in MODELS]
+        case "data" if nodes == 4:
+            less = [Job(model, 100, 8, 2, alpha) for model in ("lr", "fm") for alpha in (1.0, 0.8)]
+            return [(job, 60) for job in [*less, *(Job(model, 100, 8, 1) for model in ("lr", "fm"))]]
+        case "long" if nodes == 4:
+            return [(Job(model, 100, 8, 2), 400) for model in ("lr", "fm")]
+    return []
 
 
-def load_of(job: Job, steps: int, nodes: int) -> Load:
-    """Mean over the batches that are run."""
-    ids = [batch_of(job, seed).flat_ids() for seed in range(steps * nodes)]
-    return Load(SAMPLES, ids[0].shape[0], float(np.mean([unique(i)[0].shape[0] for i in ids])))
+class Nodes:
+    """Processes on machines of their own, if that is allowed here."""
+
+    def __init__(self, network: Network | None, count: int) -> None:
+        script, self._processes = str(Path(__file__).with_name("exchange_node.py")), []
+        for rank in range(count):
+            address = "127.0.0.1" if network is None else network.addresses[rank]
+            command = [sys.executable, script, str(rank), str(count), address, "wired" if network else "shared"]
+            if network is not None:
+                command = network.inside(rank, *command)
+            self._processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        told = self._all("hello")
+        self._store, self._flights = told[0]["store"], [t["flight"] for t in told]
+
+    def measure(self, job: Job, way: str, steps: int) -> Result:
+        """Bytes of a mean node in each span of steps: by kind measured and predicted, and on the wire."""
+        begun = self._all("begin", job=asdict(job), way=way, store=self._store, flights=self._flights)
+        self._all("open")
+        told = []
+        for _ in range(steps):
+            self._all("step")
+            told.append(self._all("apply"))
+        self._all("end")
+        found: Result = {"modes": begun[0]["modes"]}
+        for name, (start, stop) in SPANS.items():
+            if stop <= steps:
+                each = [t for at in range(start, stop) for t in told[at]]
+                wire = sum(t["wire"] for t in each) / len(each)
+                found[name] = {"sent": _mean(each, "sent"), "predicted": _mean(each, "predicted"), "wire": wire}
+        return found
+
+    def close(self) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()  # at which it ends
+        for process in self._processes:
+            with process:
+                process.wait(30)
+
+    def _all(self, op: str, **asked: Any) -> list[Result]:
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({"op": op, **asked}) + "\n")
+            process.stdin.flush()
+        return [self._answer(process) for process in self._processes]
+
+    def _answer(self, process: subprocess.Popen[str]) -> Result:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit("exchange: a node has ended; see above")
+        found: Result = json.loads(line)
+        return found
 
 
-def plan_of(job: Job, nodes: int, load: Load, exchange: Exchange) -> Plan:
-    model = job.build()
-    roles = Roles(tuple(range(nodes)), tuple(range(nodes)))
-    return make_plan(model, Layout(model.parts(), job.singles, job.bags), 0, roles, load, exchange)
+def _mean(each: list[Result], what: str) -> dict[str, float]:
+    kinds = sorted({kind for told in each for kind in told[what]})
+    return {kind: round(sum(told[what].get(kind, 0) for told in each) / len(each), 1) for kind in kinds}
 
 
-def node(port: int, rank: int, nodes: int, steps: int, load: Mapping[Job, Load], out: Any) -> None:
-    """All jobs by one rank; sends for each job and exchange the bytes of all steps."""
-    settle_thread()
-    group = connect("127.0.0.1", port, f"nodes-{nodes}", rank, nodes, address="127.0.0.1")
-    found: dict[tuple[Job, Exchange], tuple[Counter[str], Counter[str]]] = {}
-    exchanges: tuple[Exchange, ...] = ("rows", "substitute")
-    for job in load:
-        for exchange in exchanges:
-            plan, model = plan_of(job, nodes, load[job], exchange), job.build()
-            layout = Layout(model.parts(), job.singles, job.bags)
-            names = slices(model, nodes)[rank]
-            own = job.build()
-            dense = DenseBlock(own, make_optimizer("sgd", {"lr": 0.1}, own, names), names)
-            table = Table(np.full(layout.width, 0.01, np.float32), Adagrad(), 0)
-            route = DirectRoute(Shard(table, dense, "global_mean"))
-            engine = Collective(group, plan, model, layout, route, Replica(model, layout, "fp32"))
-            ids, values = Counter[str](), Counter[str]()
-            for step in range(steps):
-                number = step * nodes + rank
-                engine.step(Lease(number, 0, 0, batch_of(job, number)))
-                ids.update(engine.sent.ids)
-                values.update(engine.sent.values)
-            found[job, exchange] = ids, values
-    out.send(found)
-    group.close()
+def missing(found: list[Result], only: list[str], nodes: int, quick: bool) -> Iterator[tuple[Job, int, str]]:
+    """(job, steps, way) of what has not been measured."""
+    there = {(json.dumps(r["job"]), r["nodes"], r["steps"], r["way"]) for r in found}
+    for what in only:
+        for job, steps in jobs(what, nodes):
+            steps = 1 if quick else steps
+            for way in ("push_pull", "substitute") if what == "long" else WAYS:
+                key = (json.dumps(asdict(job)), nodes, steps, way)
+                if key not in there:
+                    there.add(key)
+                    yield job, steps, way
 
 
-def measure(nodes: int, steps: int, loads: Mapping[Job, Load]) -> dict[tuple[Job, Exchange], Sent]:
-    """Bytes of an average node and step."""
-    store, context = open_store(), mp.get_context("spawn")
-    pipes = [context.Pipe(duplex=False) for _ in range(nodes)]
-    started = [
-        context.Process(target=node, args=(store.port, rank, nodes, steps, loads, pipes[rank][1]))
-        for rank in range(nodes)
-    ]
-    for process in started:
-        process.start()
-    answers = [receiving.recv() for receiving, _ in pipes]
-    for process in started:
-        process.join()
-    return {
-        key: Sent(*({kind: sum(a[key][i][kind] for a in answers) / nodes / steps for kind in ids} for i, ids in
-                    enumerate(answers[0][key])))
-        for key in answers[0]
-    }  # fmt: skip
+def same_as(job: Job, nodes: int, found: list[Result]) -> Result | None:
+    """The result of the way that `auto` is the same as, if there is one."""
+    chosen = dict(job.plan(nodes, "auto").modes)
+    ours = (r for r in found if r["job"] == asdict(job) and r["nodes"] == nodes and r["way"] in ("rows", "substitute"))
+    return next((r for r in ours if r["modes"] == chosen), None)
+
+
+def keep(kept: Result, file: Path) -> None:
+    """Write all results, one a line."""
+    parts = (f'"{name}": [\n' + ",\n".join(map(json.dumps, kept[name])) + "\n]" for name in ("results", "codes"))
+    file.write_text("{" + ", ".join(parts) + "}\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 3, 4])
-    parser.add_argument("--plot", type=Path, default=None)
+    parser.add_argument("--only", nargs="+", default=["curve", "models", "data", "long", "codes"])
+    parser.add_argument("--quick", action="store_true", help="one step each: a check that it works")
+    parser.add_argument("--out", type=Path, default=Path("evidence/results/exchange"))
     options = parser.parse_args()
-    print(f"bytes a worker sends in a step of {SAMPLES} samples, in 1,000; m: measured, p: predicted")
-    print(
-        f"{'model':7s}{'ids':>4s}{'nodes':>6s} | {'push/pull':>15s} | {'rows m':>8s}{'p':>8s}{'ids m':>7s} |"
-        f" {'sums m':>8s}{'p':>8s}{'ids m':>7s}{'p':>7s} | {'saved':>6s}{'+ ids':>7s} | auto"
-    )
-    lines: dict[Job, list[tuple[int, float, float, float]]] = {}
-    for nodes in (*options.nodes, 8):
-        loads = {job: load_of(job, options.steps, nodes) for job in JOBS}
-        measured = measure(nodes, options.steps, loads) if nodes in options.nodes else {}
-        for job, load in loads.items():
-            plan = plan_of(job, nodes, load, "auto")
-            pushed, rows, sums = push_pull(plan.shape, load), plan.predicted["rows"], plan.predicted["substitute"]
-            rows_m, sums_m = measured.get((job, "rows")), measured.get((job, "substitute"))
-            best = sums_m or sums
-            values = 1 - best.value_bytes / pushed.value_bytes
-            both = 1 - (best.value_bytes + best.id_bytes) / (pushed.value_bytes + pushed.id_bytes)
-            print(
-                f"{job.model:7s}{job.ids:4d}{nodes:6d} | {_k(pushed)} +{pushed.id_bytes / 1e3:6.1f} |"
-                f" {_k(rows_m)}{_k(rows)}{_ids(rows_m)} | {_k(sums_m)}{_k(sums)}{_ids(sums_m)}{_ids(sums)} |"
-                f" {values:6.1%} {both:6.1%} | {'/'.join(plan.modes.values())}",
-                flush=True,
-            )
-            point = (nodes, pushed.value_bytes, (rows_m or rows).value_bytes, best.value_bytes)
-            lines.setdefault(job, []).append(point)
-    if options.plot is not None:
-        plot(lines, options.plot)
-
-
-def _k(found: Sent | None) -> str:
-    return f"{'-':>8s}" if found is None else f"{found.value_bytes / 1e3:8.1f}"
-
-
-def _ids(found: Sent | None) -> str:
-    return f"{'-':>7s}" if found is None else f"{found.id_bytes / 1e3:7.1f}"
-
-
-def plot(lines: Mapping[Job, list[tuple[int, float, float, float]]], path: Path) -> None:
-    """Value bytes over nodes, one panel a job."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3 * len(lines), 3), layout="constrained")
-    for axes, (job, points) in zip(figure.subplots(1, len(lines)), lines.items(), strict=True):
-        nodes, *ways = zip(*points, strict=True)
-        for way, label in zip(ways, ("push/pull", "rows", "partial sums"), strict=True):
-            axes.plot(nodes, [value / 1e6 for value in way], marker="o", label=label)
-        axes.set(
-            title=f"{job.model}, {job.ids} ids", xlabel="nodes", ylabel="MB sent by a worker, a step", ylim=(0, None)
-        )
-        axes.legend()
-    figure.savefig(path, dpi=120)
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "exchange.json"
+    kept: Result = json.loads(file.read_text()) if file.exists() else {"results": [], "codes": []}
+    wired = allowed()
+    if not wired:
+        print(f"bytes of arrays only, nothing on the wire: {NEEDED}", file=sys.stderr)
+    for count in options.nodes:
+        todo = list(missing(kept["results"], options.only, count, options.quick))
+        if not todo:
+            continue
+        with ExitStack() as stack:
+            nodes = Nodes(stack.enter_context(Network(count)) if wired else None, count)
+            stack.callback(nodes.close)
+            for job, steps, way in todo:
+                same = same_as(job, count, kept["results"]) if way == "auto" else None
+                measured = nodes.measure(job, way, steps) if same is None else same
+                result = {**measured, "job": asdict(job), "nodes": count, "steps": steps, "way": way}
+                kept["results"].append(result)
+                keep(kept, file)
+                last = next(result[span] for span in reversed(SPANS) if span in result)
+                print(f"{count} nodes, {job}, {way}: {sum(last['sent'].values()):,.0f}, wire {last['wire']:,.0f}",
+                      flush=True)  # fmt: skip
+    if "codes" in options.only and not kept["codes"]:
+        kept["codes"] = measure_codes(3 if options.quick else 60)
+        keep(kept, file)
+    write_report(kept, options.out)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,41 @@ def test_with_partial_sums_it_trains_the_same_to_rounding(log, reference, nodes)
     assert told["bytes_measured"]["sums"] == told["bytes_predicted"]["sums"] > 0
 
 
+KINDS = ("ids", "rows", "row_gradients")
+
+
+@pytest.mark.parametrize("nodes", [2, 3])
+def test_push_and_pull_sends_what_the_cost_rule_predicts_kind_by_kind(log, nodes):
+    config = job(log)
+    with party(config, nodes=nodes) as made:
+        _, _, coordinator = on_cluster(config, log, made)
+        told = made.traffic.per_update(coordinator.machine.account.updates)
+    measured, predicted = told["bytes_measured"], told["bytes_predicted"]
+    assert measured.keys() == predicted.keys() == {*KINDS, "dense", "dense_gradients"}
+    for kind in KINDS:
+        assert measured[kind] == pytest.approx(predicted[kind], rel=0.05) != 0
+    assert measured["rows"] == measured["row_gradients"]
+    for kind in ("dense", "dense_gradients"):  # which do not depend on where a batch's rows are
+        assert measured[kind] == predicted[kind] > 0
+
+
+def test_rows_in_bf16_take_half_the_bytes_and_train_nearly_the_same(log, reference):
+    config = job(log)
+    with party(config, nodes=2, bf16=True) as made:
+        rows, dense, coordinator = on_cluster(config, log, made)
+        told = made.traffic.per_update(coordinator.machine.account.updates)
+    measured, predicted = told["bytes_measured"], told["bytes_predicted"]  # the latter for four bytes a number
+    for kind in ("rows", "row_gradients"):
+        assert measured[kind] == pytest.approx(predicted[kind] / 2, rel=0.05) != 0
+    assert measured["ids"] == pytest.approx(predicted["ids"], rel=0.05)
+    expected_rows, expected_dense, expected = reference
+    assert coordinator.machine.account == expected.machine.account
+    assert rows.keys() == expected_rows.keys()
+    ours, theirs = (np.array([of[key] for key in expected_rows]) for of in (rows, expected_rows))
+    assert 0 < np.abs(ours - theirs).max() < 0.1 * np.abs(theirs).max()
+    assert 0 < (dense - expected_dense).norm() < 0.1 * expected_dense.norm()
+
+
 @pytest.mark.parametrize("steps", [False, True])
 def test_an_error_while_a_worker_is_answered_is_the_runs(log, steps):
     """What is done when data is read or an update is made runs in whichever thread asked."""

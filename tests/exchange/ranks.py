@@ -12,12 +12,18 @@ import torch
 from paceline.assembly import sparse_optimizer
 from paceline.batch import Bag, Batch, Cursor, Span
 from paceline.exchange.cost import Load, Roles
-from paceline.exchange.direct import DirectRoute
+from paceline.exchange.desk import Desk
+from paceline.exchange.dictionary import CAPACITY
+from paceline.exchange.direct import DirectRoute, Ticket
+from paceline.exchange.flight import ShardedRoute
 from paceline.exchange.group import connect, open_store
+from paceline.exchange.security import Security
+from paceline.exchange.service import ShardService
+from paceline.exchange.shards import FarShard, NearShard
 from paceline.models.base import Inputs, Normalised
 from paceline.models.registry import build_model
 from paceline.pace import Apply, Part
-from paceline.params.dense import DenseBlock, make_optimizer, slices
+from paceline.params.dense import DenseBlock, make_optimizer, slice_sizes, slices
 from paceline.params.shard import Shard
 from paceline.params.table import Table
 from paceline.runtimes.collective import Collective, make_plan
@@ -26,6 +32,7 @@ from paceline.runtimes.coordinator import Lease
 from paceline.runtimes.local import settle_thread
 
 LOAD = Load(16, 200, 120)
+SECURITY = Security()
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Case:
     roles: Roles | None = None
     modes: dict | None = None  # instead of the plan's own
     huge: int = -1  # the number of a gradient whose dense inputs are too large
+    capacity: int = CAPACITY  # of the lists of ids
+    load: Load = LOAD  # that the plan is made for
 
 
 def batches(case: Case) -> list[list[Batch]]:
@@ -140,13 +149,13 @@ def train_together(group, case: Case, die: tuple[int, int] | None = None) -> dic
     roles = case.roles or Roles(tuple(range(group.size)), tuple(range(group.size)))
     model = make_model(case)
     layout = Layout(model.parts(), case.singles, len(case.bags))
-    plan = make_plan(model, layout, case.dense, roles, LOAD, case.exchange)
+    plan = make_plan(model, layout, case.dense, roles, case.load, case.exchange)
     if case.modes is not None:
         plan = replace(plan, modes=case.modes)
     shard = roles.shards.index(group.rank) if group.rank in roles.shards else None
     route = None if shard is None else make_route(case, shard, len(roles.shards))
     replica = Replica(model, layout, case.precision) if group.rank in roles.workers else None
-    engine = Collective(group, plan, model, layout, route, replica)
+    engine = Collective(group, plan, model, layout, route, replica, case.capacity)
     place = roles.workers.index(group.rank) if replica is not None else None
     number, steps, losses, counted = 0, 0, {}, []
     for version, update in enumerate(batches(case), 1):
@@ -167,6 +176,41 @@ def train_together(group, case: Case, die: tuple[int, int] | None = None) -> dic
             route.apply(command(version, list(range(first, number)), [b.samples for b in update]))
     statistics = None if replica is None else replica.statistics.numpy()
     return {"losses": losses, "counted": counted, "plan": plan, "statistics": statistics, **state(route)}
+
+
+def push_and_pull(group, case: Case) -> dict:
+    """The same by push and pull between the ranks, over Arrow Flight. carried: of each update's gradient of this rank,
+    bytes that went over the network."""
+    desk = Desk(make_route(case, group.rank, group.size))
+    desk.begin(1, desk.home)
+    service = ShardService(desk, SECURITY, {})
+    ports = group.messages({"port": dict.fromkeys(range(group.size), np.array([service.port]).view(np.uint8))})
+    model = make_model(case)
+    replica = Replica(model, Layout(model.parts(), case.singles, len(case.bags)), case.precision)
+    width, ways = replica.layout.width, []
+    for rank, port in sorted(ports.items()):
+        address = f"127.0.0.1:{port.copy().view(np.int64)[0]}"
+        ways.append(NearShard(desk, 1) if rank == group.rank else FarShard(SECURITY, address, 1, width, False))
+    worker, carried = ShardedRoute(ways, slice_sizes(model, group.size), width), []
+    for version, update in enumerate(batches(case), 1):
+        assert len(update) == group.size
+        first = (version - 1) * group.size
+        number = first + group.rank
+        batch = update[group.rank]
+        pulled = worker.pull(batch.flat_ids(), replica.flat, Ticket(number, 0, version - 1))
+        worker.push(number, replica.gradient(batch, pulled)[1])
+        carried.append(worker.carried())
+        barrier(group)
+        desk.apply(1, command(version, list(range(first, first + group.size)), [b.samples for b in update]))
+    barrier(group)
+    worker.close()
+    service.shutdown()
+    return {"carried": carried, **state(desk.home)}
+
+
+def barrier(group) -> None:
+    """Return when all ranks are here."""
+    group.messages({"here": dict.fromkeys(range(group.size), np.zeros(1, np.uint8))})
 
 
 def _play(pipe) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from ranks import Case, Ranks, train_alone, train_together
+from ranks import Case, Ranks, batches, push_and_pull, train_alone, train_together
 
 from paceline.errors import LossError, TrainingError
 from paceline.exchange.cost import Roles
+from paceline.exchange.positions import load_of
 
 SMALL = {
     "lr": {},
@@ -153,13 +156,70 @@ def test_measured_bytes_of_moved_rows_are_those_predicted(ranks):
     assert ids == pytest.approx(expected, rel=0.05)
 
 
-def test_a_plan_chosen_by_cost_is_never_dearer_than_either(ranks):
-    for model in ("fm", "deepfm"):
-        case = Case(model, SMALL[model], "auto", updates=2)
-        for size in (2, 4):
-            plan = ranks.together(size, train_together, case)[0]["plan"]
-            chosen, rows, substitute = (plan.predicted[name].value_bytes for name in ("chosen", "rows", "substitute"))
-            assert chosen <= min(rows, substitute)
+WARM = 4  # steps after which most ids are known
+
+
+def checked(found: list) -> list:
+    """The ranks' answers. Raises the first error among them."""
+    for answer in found:
+        if isinstance(answer, BaseException):
+            raise answer
+    return found
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("model", SMALL)
+def test_a_plan_chosen_by_cost_never_sends_more_than_any_alternative(ranks, model, size):
+    """Measured, ids and positions included: rows, partial sums, and push and pull over Flight."""
+    case = Case(model, SMALL[model], updates=10, sizes=(64,) * size, last=(64,) * size)
+    case, sent = replace(case, load=load_of(batches(case)[0][0], size)), {}
+    for way in ("auto", "rows", "substitute"):
+        found = checked(ranks.together(size, train_together, replace(case, exchange=way)))
+        sent[way] = sum(of_step.bytes for answer in found for of_step, _ in answer["counted"][WARM:])
+    kinds = ("ids", "rows", "row_gradients", "dense", "dense_gradients")
+    found = checked(ranks.together(size, push_and_pull, case))
+    sent["push_pull"] = sum(step.get(k, 0) for answer in found for step in answer["carried"][WARM:] for k in kinds)
+    assert sent["auto"] <= min(sent.values()), sent
+
+
+def test_push_and_pull_trains_as_collectives_do(ranks):
+    """So that their bytes are of the same training."""
+    case = Case("deepfm", SMALL["deepfm"], "rows", updates=6, sizes=(16, 16), last=(16, 16))
+    together, pushed = (checked(ranks.together(2, function, case)) for function in (train_together, push_and_pull))
+    for one, other in zip(together, pushed, strict=True):
+        assert one["rows"].keys() == other["rows"].keys()
+        assert all((values == other["rows"][key][0]).all() for key, (values, _) in one["rows"].items())
+        np.testing.assert_array_equal(one["dense"], other["dense"])
+
+
+@pytest.mark.parametrize("exchange", ["rows", "substitute"])
+def test_ids_go_in_full_once_in_a_group_and_again_in_the_next(ranks, exchange):
+    case = Case("fm", SMALL["fm"], exchange, updates=12, sizes=(64, 64), last=(64, 64))
+    runs = [[answer["counted"] for answer in checked(ranks.together(2, train_together, case))] for _ in range(2)]
+    assert runs[0] == runs[1], "a new group has a new list"
+    for counted in runs[0]:
+        ids = [sent.ids["ids"] for sent, _ in counted]
+        assert sum(ids[6:]) < 0.5 * 6 * ids[0]
+    sent, predicted = (sum(pair[i].ids["ids"] for counted in runs[0] for pair in counted) for i in (0, 1))
+    assert sent == pytest.approx(predicted, rel=0.05)
+
+
+@pytest.mark.parametrize("capacity", [1, 40])
+def test_lists_of_ids_that_overflow_change_nothing_but_bytes(ranks, capacity):
+    """Bit by bit: moved rows as by one process; partial sums of single ids as with room for all of them."""
+    case = Case("deepfm", SMALL["deepfm"], "rows", updates=8, capacity=capacity)
+    same(joined(ranks.together(3, train_together, case)), ranks.alone(train_alone, case))
+    summed = Case("deepfm", SMALL["deepfm"], "substitute", updates=8, bags=(), singles=6)
+    roomy = joined(ranks.together(2, train_together, summed))
+    tight = joined(ranks.together(2, train_together, replace(summed, capacity=capacity)))
+    for key, (values, clock) in roomy["rows"].items():
+        np.testing.assert_array_equal(tight["rows"][key][0], values)
+        np.testing.assert_array_equal(tight["rows"][key][1], clock)
+    np.testing.assert_array_equal(tight["dense"], roomy["dense"])
+    np.testing.assert_array_equal(tight["losses"][:, 0], roomy["losses"][:, 0])
+    np.testing.assert_allclose(tight["losses"][:, 1], roomy["losses"][:, 1], rtol=1e-6)  # a norm's order of summation
+    ids = [sum(sent.ids["ids"] for sent, _ in found["counted"]) for found in (tight, roomy)]
+    assert ids[0] > ids[1]
 
 
 def test_a_loss_that_is_not_finite_is_the_same_error_and_stops_everybody(ranks):

@@ -13,6 +13,7 @@ from paceline.exchange.cost import (
     Shape,
     break_even,
     choose,
+    id_bytes,
     mean_sent,
     numbers,
     push_pull,
@@ -70,7 +71,7 @@ RATIOS = [
 @pytest.mark.parametrize(("job", "ratios", "even"), RATIOS)
 def test_the_table_of_ratios_and_where_they_cross_one(job, ratios, even):
     fields, dim, hidden = job
-    load = Load(512, 512 * fields, 512 * fields)
+    load = Load(512, 512 * fields, 512 * fields, bits=0.0)  # as in the paper's model: values alone decide
     for ranks, ratio in zip((2, 4, 8, 16, 32), ratios, strict=True):
         shape = shape_of(ranks, *job)
         assert bytes_of(shape, PARTIALS, load) / bytes_of(shape, ROWS, load) == pytest.approx(ratio, abs=0.0051)
@@ -82,7 +83,7 @@ def test_the_table_of_ratios_and_where_they_cross_one(job, ratios, even):
 
 
 def test_with_the_linear_weight_in_the_row_break_even_is_the_number_of_fields():
-    load = Load(512, 512 * 26, 512 * 26)
+    load = Load(512, 512 * 26, 512 * 26, bits=0.0)
     for ranks, modes in ((25, "partials"), (27, "rows")):
         shape = shape_of(ranks, 26, 16, 0, "hash", linear=1)
         assert numbers(shape, {"linear": "partials", "embedding": "partials"}) == 17
@@ -159,5 +160,26 @@ def test_the_choice_is_never_dearer_than_an_alternative(n, fields, dim, hidden, 
     shape = shape_of(n, fields, dim, hidden, placement, linear=1)
     positions = samples * fields * each
     plan = choose(shape, "auto", Load(samples, positions, max(positions * new, 1)))
-    chosen = plan.predicted["chosen"].value_bytes
-    assert chosen <= min(plan.predicted[name].value_bytes for name in ("rows", "substitute"))
+    assert plan.predicted["chosen"].bytes <= min(plan.predicted[name].bytes for name in ("rows", "substitute"))
+
+
+def test_rows_are_moved_where_positions_cost_more_than_sums_save():
+    """LR, 4 nodes, 100 ids a sample, a twentieth distinct: sums alone are smaller than rows, with positions larger."""
+    readers = (Reader("linear", "linear", (), 0, True),)
+    shape = Shape((RowPart("linear", 1, readers),), all_both(4), 8, 2, (0,) * 4)
+    load = Load(512, 51_200, 2_560, bits=7.5)
+    plan = choose(shape, "auto", load)
+    rows, sums = plan.predicted["rows"], plan.predicted["substitute"]
+    assert sums.value_bytes < rows.value_bytes
+    assert plan.modes == {"linear": "rows"}
+    assert plan.predicted["chosen"].bytes == rows.bytes < sums.bytes
+    assert plan.by_part["linear"] == {"rows": rows.value_bytes, "partials": sums.value_bytes, "fields": 10 * 12288 + 12}
+    assert sums.ids["positions"] == 3 / 4 * 51_200 * 7.5 / 8
+
+
+def test_known_ids_cost_what_a_random_set_of_those_listed_does():
+    all_new, none_new = Load(512, 1000, 1000), Load(512, 1000, 1000, fresh=0, listed=16_000)
+    assert id_bytes(all_new) == 8000
+    entropy = 16 * (1 / 16 * 4 + 15 / 16 * 0.0931)  # bits of an id: each is in the set with a probability of 1/16
+    assert 8 * id_bytes(none_new) / 1000 == pytest.approx(entropy + 0.2, rel=1e-3)
+    assert id_bytes(Load(512, 1000, 1000, fresh=0, listed=1000)) == 25, "all that are listed: nothing but overhead"

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from paceline.cluster.traffic import Traffic
-from paceline.params.table import unique
+from paceline.exchange.positions import load_of
 from paceline.runtimes.coordinator import Coordinator, Lease
 
 TRIES = 3
@@ -39,14 +39,15 @@ class Result:
 @dataclass(slots=True)
 class Order:
     """What a rank is to do: its lease, if any, on version `version`, in group number `group` as rank `rank` of the
-    processes `names`, whose workers are `workers`; load: samples, positions and distinct ids of a usual batch."""
+    processes `names`, whose workers are `workers`; load: samples, positions, distinct ids and bits a position of a
+    usual batch."""
 
     group: int
     rank: int
     names: tuple[str, ...]
     workers: tuple[int, ...]
     version: int
-    load: tuple[float, float, float]
+    load: tuple[float, float, float, float]
     lease: Lease | None
 
 
@@ -74,7 +75,7 @@ class Lockstep:
         self._group, self._names = 0, tuple[str, ...]()
         self._out: dict[str, Lease] = {}  # of the step that is under way
         self._broken = False
-        self._load = (0.0, 0.0, 0.0)
+        self._load = (0.0, 0.0, 0.0, 0.0)
 
     def leave(self, member: Member, coordinator: Coordinator | None) -> None:
         """A process is gone; the step that it was in does not count."""
@@ -200,8 +201,8 @@ class Lockstep:
         if names != self._names:
             self._names, self._group = names, self._group + 1
             batch = next(iter(self._out.values())).batch
-            ids = batch.flat_ids()
-            self._load = (float(batch.samples), float(ids.shape[0]), float(unique(ids)[0].shape[0]))
+            load = load_of(batch, self.shards)
+            self._load = (float(load.samples), float(load.positions), float(load.distinct), load.bits or 0.0)
         ranks = tuple(rank for rank, m in enumerate(members) if m.worker is not None)
         version = coordinator.machine.version
         for rank, member in enumerate(members):

@@ -13,7 +13,7 @@ import numpy as np
 from paceline.cluster.lockstep import Order, Result
 from paceline.cluster.remote import RemoteRank
 from paceline.errors import LossError, TrainingError
-from paceline.exchange.cost import Load, Plan, Roles
+from paceline.exchange.cost import Load, Plan, Roles, Sent
 from paceline.exchange.desk import Desk
 from paceline.exchange.group import Group, connect
 from paceline.runtimes.collective import Collective, make_plan
@@ -43,6 +43,12 @@ def _agree(group: Group, plan: Plan) -> None:
                 f"rank {rank} of {group.size} would exchange rows otherwise than rank {group.rank}: do all machines"
                 " have the same paceline, torch and model? cluster.exchange=push_pull does without such a plan"
             )
+
+
+def _by_kind(found: Sent) -> dict[str, float]:
+    """With what told how long messages are counted as of the ids."""
+    positions = found.ids.get("positions", 0.0)
+    return {**found.values, "ids": found.id_bytes - positions, **({"positions": positions} if positions else {})}
 
 
 class Stepper:
@@ -103,8 +109,7 @@ class Stepper:
             found = engine.step(None if order.lease is None else self._replica.taught(order.lease))
         finally:
             self._replica.turn = nullcontext()  # seats that lease and push have turns of their own
-        sent = {**engine.sent.values, "ids": engine.sent.id_bytes}
-        predicted = {**engine.predicted.values, "ids": engine.predicted.id_bytes}
+        sent, predicted = _by_kind(engine.sent), _by_kind(engine.predicted)
         if found is None:
             return Result(False, sent=sent, predicted=predicted)
         loss, norm = found
@@ -120,7 +125,9 @@ class Stepper:
         group = connect(meeting.host, meeting.port, name, order.rank, size, TIMEOUT, meeting.address, gpu)
         group.lost = lambda: order.group <= self._lost
         roles = Roles(tuple(range(self._shards)), order.workers)
-        plan = make_plan(replica.model, replica.layout, self._dense, roles, Load(*order.load), self._exchange)
+        samples, positions, distinct, bits = order.load
+        load = Load(samples, positions, distinct, bits=bits)
+        plan = make_plan(replica.model, replica.layout, self._dense, roles, load, self._exchange)
         self._group = group
         _agree(group, plan)
         home = None if self._desk is None else self._desk.home

@@ -8,6 +8,8 @@ and backward. A part of the rows is exchanged in one of three modes:
 - partials: shards send the partial sums of every operator that reads the part. 2 (N-1) b K; K = d + 1 for FM + linear.
 
 All operators that read a part take it in the same mode, since who moves the rows for one has them for the others.
+Beside these values go a batch's distinct ids, whatever the modes, and, once anything is substituted, where in the batch
+they stand. The choice is by all bytes together.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from paceline.models.readers import Reader
 Mode = Literal["rows", "fields", "partials"]
 Exchange = Literal["auto", "rows", "substitute"]
 Placement = Literal["hash", "field"]
-HEADER = 32  # bytes before a batch's ids: its samples, gradient number and distinct ids, and how many are asked for
+HEADER = 48  # bytes before a batch's ids: its samples, gradient number and distinct ids; known and new ones, and a mark
+_RICE = 0.2  # bits that a gap takes beyond the entropy of a random set
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,16 @@ class Roles:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A worker's batch: samples, positions (ids, repeats counted) and distinct ids."""
+    """A worker's batch: samples, positions (ids, repeats counted) and distinct ids. fresh: those of them that it never
+    named before (None: all, as in a group's first step); listed: how many it had named by then; bits: that tell where
+    a position is, measured on such a batch (None: estimated, rather above what it is)."""
 
     samples: float
     positions: float
     distinct: float
+    fresh: float | None = None
+    listed: float = 0.0
+    bits: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,10 @@ class Sent:
     def value_bytes(self) -> float:
         return sum(self.values.values())
 
+    @property
+    def bytes(self) -> float:
+        return self.id_bytes + self.value_bytes
+
 
 Modes = Mapping[str, Mode]
 
@@ -98,12 +110,14 @@ Modes = Mapping[str, Mode]
 class Plan:
     """How a model's rows are exchanged. modes: of each part; predicted: what an average rank sends in a step as it was
     chosen ("chosen"), with all rows moved ("rows"), with the cheapest substitution ("substitute") and by push and pull
-    ("push_pull"); by_part: value bytes of each part alone in each mode that it can take."""
+    ("push_pull"); by_part: value bytes of each part alone in each mode that it can take, that is without ids and
+    positions, which belong to no part; load: of the batches that it was made for."""
 
     shape: Shape
     modes: Modes
     predicted: Mapping[str, Sent]
     by_part: Mapping[str, Mapping[Mode, float]]
+    load: Load
 
 
 def whole_bags(part: RowPart, modes: Modes, shape: Shape) -> bool:
@@ -161,15 +175,28 @@ def sent(shape: Shape, modes: Modes, loads: Mapping[int, Load], rank: int) -> Se
         "pieces": e * needed * len(others) * (held and projects),
         "norms": 4 * len(others) * (held and substituted),
     }
-    ids = {"ids": me.distinct * 8 * elsewhere / shards + HEADER * elsewhere * (rank in loads)}
+    ids = {"ids": (id_bytes(me) / shards + HEADER) * elsewhere * (rank in loads)}
     if substituted and rank in loads:
         ids["positions"] = elsewhere * position_bytes(shape, me)
     return Sent(ids, {kind: float(n) for kind, n in values.items() if n})
 
 
+def id_bytes(load: Load) -> float:
+    """What names a batch's distinct ids to all shards: new ones in full, the others as a random set of those listed.
+    Where frequent ids have low numbers, as they mostly do, it takes less."""
+    fresh = load.distinct if load.fresh is None else load.fresh
+    known, listed = load.distinct - fresh, max(load.listed, load.distinct - fresh, 1)
+    share = known / listed
+    bits = -sum(listed * p * math.log2(p) for p in (share, 1 - share) if p > 0)
+    return 8 * fresh + (bits + _RICE * known) / 8
+
+
 def position_bytes(shape: Shape, load: Load) -> float:
-    """An estimate of what tells one shard where its ids stand in a batch, if every field has equally many ids."""
+    """What tells one shard where its ids stand in a batch; without the load's `bits` an estimate, if every field has
+    equally many ids and all take as many bits."""
     shards, fields = len(shape.roles.shards), max(shape.fields, 1)
+    if load.bits is not None:
+        return load.positions * load.bits / 8 / shards
     index = math.ceil(math.log2(max(load.distinct / shards / fields, 1)))
     length = max(load.positions / max(load.samples, 1) - shape.singles, 0) / max(shape.bags, 1)
     counts = shape.singles * (shards > 1) + shape.bags * math.ceil(math.log2(2 + 2 * length / shards))
@@ -195,7 +222,7 @@ def push_pull(shape: Shape, load: Load) -> Sent:
 
 def choose(shape: Shape, exchange: Exchange, load: Load) -> Plan:
     """The plan for batches like `load`. exchange: `rows` moves all rows, `substitute` none, `auto` takes whichever of
-    all mixtures sends the fewest bytes of values, and rows where they cost as much."""
+    all mixtures sends the fewest bytes of values, ids and positions together, and rows where they cost as much."""
     moved: Modes = {part.name: "rows" for part in shape.parts}
     mixtures = list(_mixtures(shape.parts, ("rows", "fields", "partials")))
     predicted = {"rows": mean_sent(shape, moved, load)}
@@ -216,7 +243,7 @@ def choose(shape: Shape, exchange: Exchange, load: Load) -> Plan:
             mixture[part.name]: mean_sent(alone, mixture, load).value_bytes
             for mixture in _mixtures((part,), ("rows", "fields", "partials"))
         }
-    return Plan(shape, modes, predicted, by_part)
+    return Plan(shape, modes, predicted, by_part, load)
 
 
 def break_even(fields: int, dim: int, samples: int, numbers: int, hidden: int = 0) -> float:
@@ -232,7 +259,7 @@ def _mixtures(parts: Sequence[RowPart], modes: Iterable[Mode]) -> Iterable[dict[
 
 
 def _cheapest(shape: Shape, mixtures: Iterable[Modes], load: Load) -> Modes:
-    return min(mixtures, key=lambda modes: mean_sent(shape, modes, load).value_bytes)
+    return min(mixtures, key=lambda modes: mean_sent(shape, modes, load).bytes)
 
 
 def _mean(each: Sequence[Mapping[str, float]]) -> dict[str, float]:

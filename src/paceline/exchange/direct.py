@@ -69,9 +69,17 @@ class DirectRoute:
 
     def pull_distinct(self, distinct: Ints, inverse: npt.NDArray[np.int32], dense: Tensor | None) -> Pulled:
         """The same of distinct ids; inverse: int32, from whatever positions there are to them."""
+        return self.pull_rows(self.rows_of(distinct), inverse, dense)
+
+    def rows_of(self, distinct: Ints) -> Ints:
+        """Numbers int64 [n] of the rows of distinct ids, which they keep; new ids get a row."""
         with self._lock:
-            numbers = self.shard.table.find_or_insert(distinct)
-            weights, counts = self.shard.table.pull_counted(numbers, distinct)
+            return self.shard.table.find_or_insert(distinct)
+
+    def pull_rows(self, numbers: Ints, inverse: npt.NDArray[np.int32], dense: Tensor | None) -> Pulled:
+        """The same of rows whose numbers are known."""
+        with self._lock:
+            weights, counts = self.shard.table.pull_counted(numbers, numbers)  # none is missing, so ids are not read
             if dense is not None:
                 self.shard.pull_dense(dense)
             applied = self.shard.applied(numbers)

@@ -16,7 +16,8 @@ U = np.uint64
 
 
 @kernel
-def _place(key, capacity):
+def place_of(key, capacity):
+    """Where to look for a key first."""
     h = U(key) * GOLDEN
     return np.int64((h ^ (h >> U(32))) & U(capacity - 1))
 
@@ -25,7 +26,7 @@ def _place(key, capacity):
 def _find(entries, key):
     """Row of `key` or -1."""
     capacity = entries.shape[0]
-    i = _place(key, capacity)
+    i = place_of(key, capacity)
     while True:
         row = entries[i, 1]
         if row == 0:
@@ -38,7 +39,7 @@ def _find(entries, key):
 @kernel
 def _insert(entries, key, row):
     capacity = entries.shape[0]
-    i = _place(key, capacity)
+    i = place_of(key, capacity)
     while entries[i, 1] != 0:
         i = (i + 1) & (capacity - 1)
     entries[i, 0] = key
@@ -95,7 +96,7 @@ def unique(ids, uniques, inverse, scratch):
     count = 0
     for i in range(ids.shape[0]):
         key = ids[i]
-        place = _place(key, capacity)
+        place = place_of(key, capacity)
         while True:
             at = scratch[place]
             if at == 0:

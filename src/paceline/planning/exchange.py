@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from paceline.assembly import Job
 from paceline.exchange.cost import Exchange as ExchangeKey
-from paceline.exchange.cost import Load, Modes, Roles, choose
+from paceline.exchange.cost import Load, Modes, Plan, Roles, choose
 from paceline.planning.candidates import left
 from paceline.planning.facts import Candidate, DataFacts
 from paceline.planning.formulas import Algorithm, choose_algorithms
@@ -30,9 +30,8 @@ class Exchange:
 def exchange(candidate: Candidate, job: Job, data: DataFacts, byte_seconds: float, memory: float | None) -> Exchange:
     """The quickest exchange for the candidate by bytes. memory: of a worker, bytes; what does not fit is not taken.
 
-    For each part of a row the modes of the engine's own cost rule are the algorithms of the note's rule 3.1: seconds on
-    the wire against bytes held (values and their gradients). A mixture that `cluster.exchange` cannot ask for falls
-    back to rows.
+    What the engine can be told are the algorithms of the note's rule 3.1: seconds on the wire against bytes held
+    (values and their gradients). Parts of a row are not chosen apart: positions go once for all that are substituted.
     """
     b = candidate.local
     distinct, positions = data.distinct(b), data.batches[-1].positions / data.batches[-1].samples * b
@@ -45,19 +44,17 @@ def exchange(candidate: Candidate, job: Job, data: DataFacts, byte_seconds: floa
     plan = make_plan(model, layout, dense, Roles(ranks, ranks), load, "auto")
     rows = plan.predicted["rows"]
     if memory is not None:
-        widths = {part.name: part.width for part in plan.shape.parts}
-        layers = []
-        for name, ways in plan.by_part.items():
-            held = {mode: _held(plan.shape.fields, widths[name], mode, b, distinct) for mode in ways}
-            layers.append([Algorithm(m, size * byte_seconds, math.ceil(held[m] / _PAGE)) for m, size in ways.items()])
-        picked = choose_algorithms(layers, int(left(candidate, data, memory)) // _PAGE)
-        modes = None if picked is None else dict(zip(plan.by_part, (way.name for way in picked), strict=True))
-        keys: tuple[ExchangeKey, ...] = ("auto", "substitute", "rows")  # what the engine can be told
-        offers = [choose(plan.shape, key, load) for key in keys]
-        plan = next((offer for offer in offers if dict(offer.modes) == modes), offers[-1])
+        keys: tuple[ExchangeKey, ...] = ("auto", "substitute", "rows")
+        offers: dict[str, Plan] = {key: choose(plan.shape, key, load) for key in keys}
+        ways = [
+            Algorithm(key, offer.predicted["chosen"].bytes * byte_seconds, math.ceil(_held(offer, b, distinct) / _PAGE))
+            for key, offer in offers.items()
+        ]
+        picked = choose_algorithms([ways], int(left(candidate, data, memory)) // _PAGE)
+        plan = offers["rows" if picked is None else picked[0].name]
     sent = plan.predicted["chosen"]
     return Exchange(_key(plan.modes), {name: str(mode) for name, mode in plan.modes.items()},
-                    sent.id_bytes + sent.value_bytes, rows.id_bytes + rows.value_bytes)  # fmt: skip
+                    sent.bytes, rows.bytes)  # fmt: skip
 
 
 def _key(modes: Modes) -> str:
@@ -65,7 +62,10 @@ def _key(modes: Modes) -> str:
     return "rows" if all(moved) else "auto" if any(moved) else "substitute"
 
 
-def _held(fields: int, width: int, mode: str, samples: int, distinct: float) -> float:
-    """Bytes that a worker holds of a part: rows or sums, and their gradients, float32."""
-    numbers = distinct * width if mode == "rows" else samples * (fields * width if mode == "fields" else width + 1)
+def _held(plan: Plan, samples: int, distinct: float) -> float:
+    """Bytes that a worker holds of rows or sums, and of their gradients, float32."""
+    fields, numbers = plan.shape.fields, 0.0
+    for part in plan.shape.parts:
+        mode, width = plan.modes[part.name], part.width
+        numbers += distinct * width if mode == "rows" else samples * (fields * width if mode == "fields" else width + 1)
     return 2 * 4 * numbers

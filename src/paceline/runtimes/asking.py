@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from paceline.batch import Batch, Floats, Ints
+from paceline.exchange.codes import Bytes8
 from paceline.exchange.cost import Load
+from paceline.exchange.dictionary import CAPACITY, IdWriter, Named
 from paceline.exchange.direct import Pulled
 from paceline.exchange.placement import Split, split_ids
-from paceline.exchange.positions import Bytes8, Places, encode, split_by_field
+from paceline.exchange.positions import Places, encode, first_fields
 from paceline.exchange.substitution import Substitution
 from paceline.params.table import unique
 from paceline.runtimes.compute import Layout, Replica, row_sums, rows_of
@@ -24,17 +26,22 @@ _NO_COUNTS = np.zeros(0, np.int32)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A batch, and its distinct ids (int64 [n]) by the shard that holds them."""
+    """A batch, its distinct ids (int64 [n]) by the shard that holds them, and what names them to each; bits: that a
+    position is expected to take."""
 
     batch: Batch
     number: int
     distinct: Ints
     inverse: Places
     split: Split
+    named: list[Named]
+    bits: float | None
 
     @property
     def load(self) -> Load:
-        return Load(self.batch.samples, self.inverse.shape[0], self.distinct.shape[0])
+        samples, positions, distinct = self.batch.samples, self.inverse.shape[0], self.distinct.shape[0]
+        fresh, listed = sum(n.fresh for n in self.named), sum(n.listed for n in self.named)
+        return Load(samples, positions, distinct, fresh, listed, self.bits)
 
     def counts(self) -> list[int]:
         """Distinct ids of each shard."""
@@ -55,26 +62,45 @@ class Computed:
 
 @final
 class Asker:
-    """A rank's worker. moved: the parts of a row that are moved; shards: the ranks that hold them, in their order."""
+    """A rank's worker. moved: the parts of a row that are moved; shards: the ranks that hold them, in their order;
+    bits: that a position is expected to take; capacity: of its lists of ids, one for each shard, together."""
 
-    def __init__(self, replica: Replica, substitution: Substitution, moved: Layout, shards: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        substitution: Substitution,
+        moved: Layout,
+        shards: tuple[int, ...],
+        bits: float | None = None,
+        capacity: int = CAPACITY,
+    ) -> None:
         self._replica, self._substitution, self._moved, self._shards = replica, substitution, moved, shards
+        self._bits = bits
+        fields = moved.singles + moved.bags if substitution.parts else 0
+        self._writers = [IdWriter(fields, max(capacity // len(shards), 1)) for _ in shards]
 
     def ask(self, batch: Batch, number: int) -> Asked:
-        """Sort a batch's ids by shard. number: of its gradient."""
+        """Sort a batch's ids by shard, and name them. number: of its gradient. Whatever is asked has to be sent: shards
+        keep account of the ids that they are told."""
         distinct, inverse = unique(batch.flat_ids())
-        shards = len(self._shards)
-        by_field = bool(self._substitution.parts)
-        split = split_by_field(batch, distinct, inverse, shards) if by_field else split_ids(distinct, shards)
-        return Asked(batch, number, distinct, inverse, split)
+        fields = np.zeros(distinct.shape[0], np.int32)
+        if self._substitution.parts:
+            fields = first_fields(batch, distinct.shape[0], inverse)
+        split = split_ids(distinct, len(self._shards))
+        named, order = [], [np.zeros(0, np.int64)]
+        for shard, writer in enumerate(self._writers):
+            places = split.of(shard)
+            named.append(writer.name(distinct[places], fields[places]))
+            order.append(places[named[-1].order])
+        in_order = Split(np.concatenate(order), split.bounds)
+        return Asked(batch, number, distinct, inverse, in_order, named, self._bits)
 
     def messages(self, asked: Asked) -> dict[str, dict[int, Bytes8]]:
         """To each shard what `Server.pull` reads."""
+        head = np.array([asked.batch.samples, asked.number, asked.distinct.shape[0]]).view(np.uint8)
         found: dict[str, dict[int, Bytes8]] = {"ids": {}}
-        for shard, rank in enumerate(self._shards):
-            ids = asked.distinct[asked.split.of(shard)]
-            head = [asked.batch.samples, asked.number, asked.distinct.shape[0], ids.shape[0]]
-            found["ids"][rank] = np.concatenate([np.array(head), ids]).view(np.uint8)
+        for rank, named in zip(self._shards, asked.named, strict=True):
+            found["ids"][rank] = np.concatenate([head, named.message])
         if self._substitution.parts:
             streams = encode(asked.batch, asked.inverse, asked.split)
             found["positions"] = dict(zip(self._shards, streams, strict=True))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from paceline.batch import Ints
 from paceline.exchange.cost import Exchange, Load, Plan, Roles, RowPart, Sent, Shape, choose, sent
+from paceline.exchange.dictionary import CAPACITY
 from paceline.exchange.direct import DirectRoute
 from paceline.exchange.group import Group
 from paceline.exchange.substitution import Substitution
@@ -50,12 +51,20 @@ class Collective:
     """One rank's part. Every rank of the group makes one from the same plan and calls `step` equally often.
 
     model: the replica's where the rank has one (its operators compute the partial sums); route: of the rank's shard,
-    if it holds one, whose dense parameters are the shard's of `params.dense.slices`; replica: its worker's, if any.
+    if it holds one, whose dense parameters are the shard's of `params.dense.slices`; replica: its worker's, if any;
+    capacity: of its lists of ids, which both sides keep while the group lasts.
     `sent`, `predicted`: bytes of the last step.
     """
 
     def __init__(
-        self, group: Group, plan: Plan, model: Model, layout: Layout, route: DirectRoute | None, replica: Replica | None
+        self,
+        group: Group,
+        plan: Plan,
+        model: Model,
+        layout: Layout,
+        route: DirectRoute | None,
+        replica: Replica | None,
+        capacity: int = CAPACITY,
     ) -> None:
         self._group, self._plan = group, plan
         self._shards = plan.shape.roles.shards
@@ -69,7 +78,7 @@ class Collective:
         self._asker = None
         if replica is not None:
             there = Substitution(replica.computes, plan.shape, plan.modes, replica.device)
-            self._asker = Asker(replica, there, narrow, self._shards)
+            self._asker = Asker(replica, there, narrow, self._shards, plan.load.bits, capacity)
         stops = np.cumsum(plan.shape.dense).tolist()
         sizes = zip(self._shards, stops, plan.shape.dense, strict=True)
         self._slices = {rank: slice(stop - size, stop) for rank, stop, size in sizes}

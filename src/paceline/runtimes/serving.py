@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 from paceline.batch import Floats, Ints
-from paceline.exchange.cost import HEADER, Load
+from paceline.exchange.codes import Bytes8
+from paceline.exchange.cost import Load
+from paceline.exchange.dictionary import IdReader
 from paceline.exchange.direct import DirectRoute, Pulled
-from paceline.exchange.positions import Bytes8, Cells, decode, pooled, spread
+from paceline.exchange.positions import Cells, decode, pooled, spread
 from paceline.exchange.substitution import Substitution
 from paceline.params.shard import Gradient
 from paceline.runtimes.compute import Layout
+
+HEAD = 24  # bytes before a request's ids
+_NO_POSITIONS = np.zeros(0, np.int32)
 
 
 @dataclass(slots=True)
@@ -40,19 +45,23 @@ class Server:
     def __init__(self, route: DirectRoute, substitution: Substitution, layout: Layout, columns: Ints) -> None:
         self._route, self._substitution, self._layout, self._columns = route, substitution, layout, columns
         self._begins = dict(zip((p.name for p in layout.parts), layout.begins(), strict=True))
+        self._fields = layout.singles + layout.bags
+        self._named: dict[int, IdReader] = {}  # of each worker; rows keep their numbers, so they are found once
 
     def pull(self, requests: Mapping[int, Bytes8]) -> dict[int, Served]:
-        """The rows that ranks ask for; unknown ids get new ones. A request: samples, gradient number, distinct ids in
-        the whole batch (int64), those that this shard holds (their number and they), positions."""
+        """The rows that ranks ask for; unknown ids get new ones. A request: samples, gradient number and distinct ids
+        of the whole batch (int64), those that this shard holds (`IdReader`), positions."""
         served = {}
         for rank, data in requests.items():
-            samples, number, distinct, count = data[:HEADER].copy().view(np.int64).tolist()
-            stop = HEADER + 8 * count
-            pulled = self._route.pull(data[HEADER:stop].copy().view(np.int64), None)  # copies, for they are aligned
-            load = Load(samples, 0, distinct)
-            job = Served(number, load, pulled, np.zeros((count, self._layout.width), np.float32))
+            samples, number, distinct = data[:HEAD].copy().view(np.int64).tolist()
+            if rank not in self._named:
+                self._named[rank] = IdReader(self._fields if self._substitution.parts else 0)
+            rows, rest = self._named[rank].read(data[HEAD:], self._route.rows_of)
+            pulled = self._route.pull_rows(rows, _NO_POSITIONS, None)
+            gradients = np.zeros((rows.shape[0], self._layout.width), np.float32)
+            job = Served(number, Load(samples, 0, distinct), pulled, gradients)
             if self._substitution.parts:
-                job.cells = decode(data[stop:], samples, self._layout.singles + self._layout.bags)
+                job.cells = decode(rest, samples, self._fields)
             served[rank] = job
         return served
 
