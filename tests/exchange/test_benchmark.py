@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "evidence" / "results" / "exchange"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from exchange_codes import measure_codes
-from exchange_jobs import Job, batch_of
-from exchange_report import write_report
+from exchange_codes import measure_codes  # noqa: E402
+from exchange_jobs import Job, batch_of  # noqa: E402
+from exchange_report import write_report  # noqa: E402
 
-import exchange
+import exchange  # noqa: E402
 
 
 @pytest.fixture(scope="module")
