@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from paceline import pace as p
 from paceline.clusterconfig import ClusterConfig, InjectConfig
 from paceline.codistillconfig import CodistillConfig
+from paceline.compressconfig import CompressConfig
 from paceline.data.share import Share
 from paceline.interactionsconfig import InteractionsConfig
 from paceline.keys import Strict, keyed
@@ -258,6 +259,7 @@ class JobConfig(Strict):
     cluster: ClusterConfig | None = None
     inject: list[InjectConfig] = []
     codistill: CodistillConfig | None = None
+    compress: CompressConfig | None = None
     seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")

@@ -203,7 +203,7 @@ class Node:
             self._ended.wait(_AGAIN)
 
     def _work(self, name: str, ahead: bool, replica: Replica, generation: int, shards: list[str], office: str) -> None:
-        spec, width = self.spec, replica.layout.width
+        spec, width, thins = self.spec, replica.layout.width, replica.feedback is not None
         ways: list[ShardWay] = []
         for number, address in enumerate(shards):
             if number != spec.shard and asked(spec.security, address, "statistics") is None:
@@ -214,7 +214,7 @@ class Node:
                 if number == spec.shard and self._desk is not None:
                     ways.append(NearShard(self._desk, generation))
                 else:
-                    ways.append(FarShard(spec.security, address, generation, width, spec.bf16))
+                    ways.append(FarShard(spec.security, address, generation, width, spec.bf16, thins))
             route = ShardedRoute(ways, slice_sizes(replica.model, spec.shards), width)
             far.carried = route.carried
             far.busy = self._busy.share

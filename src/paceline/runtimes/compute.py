@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from paceline.models.base import Model, Part
 from paceline.models.normalise import LocalBatchNorm, flatten_statistics
 from paceline.models.operators import Totals
 from paceline.params.dense import flatten
+from paceline.params.feedback import Feedback
 from paceline.params.shard import Gradient
 from paceline.runtimes.coordinator import Lease
 from paceline.runtimes.device import DeviceCopy
@@ -107,6 +109,7 @@ class Replica:
             lease
         )  # what teachers predict for a batch, where it has any
         self.device = device
+        self.feedback: Feedback | None = None  # of the worker that it serves, if that holds back some of its gradients
         self._parameters = list(model.parameters())
         self._copy: DeviceCopy | None = None
         if device != CPU:
@@ -146,6 +149,12 @@ class Replica:
         loss, dense, grads = self.differentiate(batch, rows, list(rows.values()))
         sums = row_sums(self.layout, batch, pulled, [g.contiguous().numpy() for g in grads])
         return loss, Gradient(dense, pulled.numbers, sums, pulled.counts, pulled.applied)
+
+    def sent(self, gradient: Gradient) -> Gradient:
+        """What the worker sends of a gradient. Call it once for each, when it is found sound."""
+        if self.feedback is None:
+            return gradient
+        return dataclasses.replace(gradient, dense=self.feedback.filter(gradient.dense))
 
     def differentiate(
         self, batch: Batch, rows: dict[str, Tensor], leaves: list[Tensor]

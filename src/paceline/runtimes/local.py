@@ -56,7 +56,7 @@ def work(name: str, office: Office, route: Route, replica: Replica, turn: Turn |
         pulled = route.pull(lease.batch.flat_ids(), replica.flat, lease.ticket)
         with turn:
             loss, gradient, norm = compute(replica, lease, pulled)
-        route.push(lease.gradient, gradient)
+        route.push(lease.gradient, replica.sent(gradient))
         office.push(name, lease, loss, norm, replica.statistics.clone(), turn.seconds)
 
 
@@ -135,6 +135,8 @@ class LocalBody:
         self._statistics.keep([name for name, _ in alive])
         for name, replica in alive:
             replica.statistics.copy_(self._statistics.of(name))
+            if self._statistics.holding is not None:
+                replica.feedback = self._statistics.holding.of(name)
         run_day(coordinator, self._route, dict(alive), source, watch, self._faults)
 
 

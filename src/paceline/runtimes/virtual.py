@@ -13,6 +13,7 @@ all-to-all, the dense gradient is summed by a ring when a round is complete, and
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -229,6 +230,9 @@ class _Day:
         loss, gradient, norm, statistics = task.result.result()
         self.deaths = 0
         coordinator, version = self.coordinator, self.coordinator.machine.version
+        holding, name = self.body._statistics.holding, self.body._names[worker]
+        if holding is not None:
+            gradient = dataclasses.replace(gradient, dense=holding.of(name).filter(gradient.dense))
         self.body._route.push(task.lease.gradient, gradient)
         collective = coordinator.machine.pace.collective
         coordinator.push(self.body._names[worker], task.lease, loss, norm, statistics, task.seconds)
