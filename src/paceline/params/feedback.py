@@ -71,7 +71,9 @@ class Feedback:
     def _filter(self, gradient: Tensor) -> Tensor:
         total = gradient + self.held
         leaves = total != 0.0
-        for k, (piece, stays) in enumerate(zip(torch.split(total, self._sizes), torch.split(leaves, self._sizes), strict=True)):
+        for k, (piece, stays) in enumerate(
+            zip(torch.split(total, self._sizes), torch.split(leaves, self._sizes), strict=True)
+        ):
             if piece.numel() < self.thinning.smallest:
                 continue
             size = piece.abs()
