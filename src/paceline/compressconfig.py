@@ -32,5 +32,7 @@ class CompressConfig(Strict):
 
     @property
     def thinning(self) -> Thinning | None:
-        """Of the dense gradients."""
-        return None if self.gradients is None else Thinning(self.gradients.keep, self.refresh)
+        """Of the dense gradients; None where all of them are kept."""
+        if self.gradients is None or self.gradients.keep >= 1:
+            return None
+        return Thinning(self.gradients.keep, self.refresh)

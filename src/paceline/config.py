@@ -366,9 +366,11 @@ class JobConfig(Strict):
         """The resolved configuration, with every default written out."""
         values = self.model_dump(mode="json", by_alias=True)
         values["batch"]["local"] = self.local_batch
-        for key in ("codistill", "interactions"):
+        for key in ("codistill", "compress", "interactions"):
             if values[key] is None:
                 del values[key]
+        if self.compress is not None:
+            values["compress"] = {key: value for key, value in values["compress"].items() if value is not None}
         if self.cluster is None:
             del values["cluster"]
         elif self.cluster.security.token is not None and not self.cluster.security.token.startswith(("env:", "file:")):

@@ -6,6 +6,7 @@ written, but for the sign of zeros.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ class Thin:
 
 def thin_bytes(entries: float, kept: float) -> tuple[float, float]:
     """(bytes of values, bytes of places) that `kept` of `entries` numbers take in the shortest form."""
-    places = min(4 * kept, entries / 8)
+    places = min(4 * kept, float(math.ceil(entries / 8)))
     return (4 * entries, 0.0) if 4 * kept + places >= 4 * entries else (4 * kept, places)
 
 

@@ -46,7 +46,8 @@ class Feedback:
     """One worker's. sizes: entries of each tensor, in the order of the flat gradient.
 
     held: float32 [parameters], what is held back; thresholds: float32 [tensors]; steps: gradients that were filtered.
-    May be used by any thread.
+    What was held before the first gradient of the newest version is remembered: a snapshot that is taken before the
+    next version has those gradients computed again. May be used by any thread.
     """
 
     def __init__(self, sizes: Sequence[int], thinning: Thinning) -> None:
@@ -57,15 +58,20 @@ class Feedback:
         self.thresholds = torch.zeros(len(self._sizes))
         self.steps = 0
         self.sent = 0  # entries that were not zero, of the last gradient
+        self._version: int | None = None  # of the parameters that the last gradient was computed on
+        self._before: tuple[Tensor, Tensor, int] = (self.held, self.thresholds, 0)  # held, thresholds, steps then
 
     @torch.no_grad()
-    def filter(self, gradient: Tensor) -> Tensor:
+    def filter(self, gradient: Tensor, version: int | None = None) -> Tensor:
         """What is sent of `gradient`, float32 [parameters]: zero where nothing is. Together with `held` it is the
-        gradient plus what was held before, every entry whole on one side."""
+        gradient plus what was held before, every entry whole on one side. version: of the parameters that it was
+        computed on."""
         if self.thinning.keep >= 1.0:
             self.sent = int(gradient.count_nonzero())
             return gradient
         with self._lock:
+            if version is None or version != self._version:
+                self._version, self._before = version, (self.held, self.thresholds.clone(), self.steps)
             return self._filter(gradient)
 
     def _filter(self, gradient: Tensor) -> Tensor:
@@ -90,11 +96,15 @@ class Feedback:
     def _renews(self) -> bool:
         return self.steps % self.thinning.refresh == 0 or self.steps == _WARM
 
-    def state(self) -> Tensor:
-        """Everything, float32 [parameters + tensors + 2], in a form that a checkpoint keeps."""
+    def state(self, version: int | None = None) -> Tensor:
+        """Everything, float32 [parameters + tensors + 2], in a form that a checkpoint keeps. version: of the parameters
+        in that checkpoint: gradients that were computed on it are in none of its updates, and count as never filtered.
+        """
         with self._lock:
-            high, low = divmod(self.steps, 1 << 20)  # each is exact in float32
-            return torch.cat([self.held, self.thresholds, torch.tensor([float(high), float(low)])])
+            undone = version is not None and version == self._version
+            held, thresholds, steps = self._before if undone else (self.held, self.thresholds, self.steps)
+            high, low = divmod(steps, 1 << 20)  # each is exact in float32
+            return torch.cat([held, thresholds, torch.tensor([float(high), float(low)])])
 
     def load(self, state: Tensor) -> None:
         """Go on from `state`. Raises ValueError if it is another model's."""
@@ -105,6 +115,7 @@ class Feedback:
             self.thresholds = state[self.held.numel() : -2].clone()
             self.held = state[: self.held.numel()].clone()
             self.steps = int(state[-2]) * (1 << 20) + int(state[-1])
+            self._version = None
 
 
 def _threshold(size: Tensor, keep: float) -> float:

@@ -150,11 +150,12 @@ class Replica:
         sums = row_sums(self.layout, batch, pulled, [g.contiguous().numpy() for g in grads])
         return loss, Gradient(dense, pulled.numbers, sums, pulled.counts, pulled.applied)
 
-    def sent(self, gradient: Gradient) -> Gradient:
-        """What the worker sends of a gradient. Call it once for each, when it is found sound."""
+    def sent(self, gradient: Gradient, version: int) -> Gradient:
+        """What the worker sends of a gradient that was computed on `version`. Call it once for each, when it is found
+        sound."""
         if self.feedback is None:
             return gradient
-        return dataclasses.replace(gradient, dense=self.feedback.filter(gradient.dense))
+        return dataclasses.replace(gradient, dense=self.feedback.filter(gradient.dense, version))
 
     def differentiate(
         self, batch: Batch, rows: dict[str, Tensor], leaves: list[Tensor]

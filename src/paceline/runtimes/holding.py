@@ -49,9 +49,9 @@ class Holding:
             norm = float(gone.held.norm())
             self.note(f"{worker} is gone, and what it had held back of its gradients is lost (of norm {norm:.3g})")
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, as copies."""
-        return {name: feedback.state() for name, feedback in self.workers.items()}
+    def tensors(self, version: int | None = None) -> dict[str, Tensor]:
+        """What a checkpoint of version `version` keeps, as copies (see `Feedback.state`)."""
+        return {name: feedback.state(version) for name, feedback in self.workers.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `tensors` gave. Raises RunDirError if it is another model's."""

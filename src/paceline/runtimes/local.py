@@ -56,7 +56,7 @@ def work(name: str, office: Office, route: Route, replica: Replica, turn: Turn |
         pulled = route.pull(lease.batch.flat_ids(), replica.flat, lease.ticket)
         with turn:
             loss, gradient, norm = compute(replica, lease, pulled)
-        route.push(lease.gradient, replica.sent(gradient))
+        route.push(lease.gradient, replica.sent(gradient, lease.version))
         office.push(name, lease, loss, norm, replica.statistics.clone(), turn.seconds)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from paceline.models.normalise import pool
 from paceline.runtimes.holding import Holding
 
-_HELD = "held/"
+HELD = "held/"  # and the worker: what it holds back, among the tensors of a checkpoint
 
 
 class Statistics:
@@ -45,19 +45,19 @@ class Statistics:
         if self.holding is not None:
             self.holding.forget(worker)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, as copies: "pooled" (of what the workers have now), each worker's own, and as
-        held/WORKER what it holds back."""
+    def tensors(self, version: int | None = None) -> dict[str, Tensor]:
+        """What a checkpoint of version `version` keeps, as copies: "pooled" (of what the workers have now), each
+        worker's own, and as held/WORKER what it holds back."""
         own = {name: tensor.clone() for name, tensor in {"pooled": self.current(), **self.workers}.items()}
-        held = {} if self.holding is None else self.holding.tensors()
-        return {**own, **{_HELD + name: tensor for name, tensor in held.items()}}
+        held = {} if self.holding is None else self.holding.tensors(version)
+        return {**own, **{HELD + name: tensor for name, tensor in held.items()}}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `tensors` gave. What was held back is left out where nobody holds back any more."""
-        self.workers = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HELD)}
+        self.workers = {name: tensor for name, tensor in tensors.items() if not name.startswith(HELD)}
         self.pooled = self.workers.pop("pooled")
         if self.holding is not None:
-            held = {name.removeprefix(_HELD): t for name, t in tensors.items() if name.startswith(_HELD)}
+            held = {name.removeprefix(HELD): t for name, t in tensors.items() if name.startswith(HELD)}
             self.holding.load(held)
 
     def export(self) -> None:
