@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline import checkpoint
-from paceline.assembly import make_replicas, make_shard
+from paceline.assembly import make_holding, make_replicas, make_shard
 from paceline.cluster.remote import RemoteOffice, RemoteRank
 from paceline.cluster.spec import NodeSpec
 from paceline.cluster.stepping import Meeting, Stepper
@@ -93,6 +93,10 @@ class Node:
         self._cut_off("")
         if not self._replicas:
             self._replicas += make_replicas(self._config, 1 if self.spec.worker is None else self.spec.ahead + 1)
+        holding = make_holding(self._config, self._replicas[0].model)
+        feedback = None if holding is None or self.spec.worker is None else holding.new()
+        for replica in self._replicas:
+            replica.feedback = feedback
         if meeting is not None:
             thread = threading.Thread(
                 target=self._rank, args=(generation, office, meeting), name=f"rank {self.spec.name}", daemon=True
@@ -208,7 +212,7 @@ class Node:
         for number, address in enumerate(shards):
             if number != spec.shard and asked(spec.security, address, "statistics") is None:
                 raise PeerLost(f"shard {number} at {address} does not answer")
-        far = RemoteOffice(spec.security, office, name, ahead, generation, replica.statistics)
+        far = RemoteOffice(spec.security, office, name, ahead, generation, replica.statistics, replica.feedback)
         with self._open(Line(far, ways)):
             for number, address in enumerate(shards):
                 if number == spec.shard and self._desk is not None:
@@ -249,7 +253,7 @@ class Node:
         alone = cluster is not None and cluster.resources.gpus >= 1
         while generation == self._generation and not self._ended.is_set():
             with contextlib.suppress(Stopped, Superseded, PeerLost):
-                far = RemoteRank(spec.security, office, spec.name, spec.shard, worker, generation)
+                far = RemoteRank(spec.security, office, spec.name, spec.shard, worker, generation, replica.feedback)
                 works = spec.worker is not None
                 turn = Turn(spec.slow)
                 stepper = Stepper(

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import torch
 
+from paceline.cluster.held import Held, Question
 from paceline.cluster.lockstep import Lockstep, Member, Result, read_result
 from paceline.cluster.reach import GRACE, Reach
 from paceline.cluster.remote import write_lease, write_order
@@ -49,6 +50,7 @@ class Place:
         self.name = f"rank {opened['rank']}" if self.member is not None else opened["worker"]
         self.process = process_of(self.worker or "")  # the worker without the number of its lease
         self.day = 0  # the last one that is over for it
+        self.lease: Lease | None = None  # granted, and kept until a question is answered
         self.heard = time.monotonic()
 
 
@@ -74,6 +76,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         self._away: set[str] = set()  # workers that are to leave
         self._reach = Reach(())
         self.traffic: Traffic | None = None
+        self.held = Held()
         self.note: Callable[[str], None] = lambda _: None  # what a person should know
 
     # --- the coordinator's side ---------------------------------------------------------------------------------
@@ -232,6 +235,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             self._leave(before)
         with self._changed:
             self._places[place.name] = place
+            if place.process:
+                self.held.came(place.process)
             if place.member is not None:
                 self._lockstep.members[place.member.name] = place.member
             self._changed.notify_all()
@@ -259,6 +264,12 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
                 return self._lease(place)
             case "step":
                 return self._step(place, read_result(head, torch.from_numpy(wire.unpack(data, 0, np.float32).copy())))
+            case "held":
+                with self._changed:
+                    self._check(place)
+                state = torch.from_numpy(wire.unpack(data, 0, np.float32).copy())
+                self.held.answered(place.process, head["number"], state)
+                return self._lease(place) if place.member is None else self._step(place, None)
         with self._changed:
             self._check(place)
             coordinator = self._coordinator
@@ -283,18 +294,22 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         if place.generation != self.generation or self._places.get(place.name) is not place:
             raise Superseded
 
-    def _step(self, place: Place, result: Result) -> tuple[dict[str, Any], list[Any]]:
+    def _step(self, place: Place, result: Result | None) -> tuple[dict[str, Any], list[Any]]:
         member = place.member
         assert member is not None
         with self._changed:
             self._check(place)
-            self._lockstep.bring(member, result)
-            self._advance()
-            while member.order is None:
+            if result is not None:
+                self._lockstep.bring(member, result)
+                self._advance()
+            while (asked := self.held.question(place.process)) is None and member.order is None:
                 if self._lockstep.members.get(member.name) is not member:
                     raise Superseded  # it was to leave
-                self._changed.wait()
+                self._changed.wait(0.5)
                 self._check(place)
+            if asked is not None:
+                return asked
+            assert member.order is not None
             order, member.order = member.order, None
             statistics = self._statistics
             assert statistics is not None
@@ -304,26 +319,36 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
 
     def _lease(self, place: Place) -> tuple[dict[str, Any], list[Any]]:
         while True:
-            coordinator, statistics = self._await_day(place)
+            waited = self._await_day(place)
+            if isinstance(waited[0], dict):
+                return waited
+            coordinator, statistics = waited
             try:
-                lease = coordinator.lease(place.worker)
+                lease, place.lease = place.lease or coordinator.lease(place.worker), None
             except Stopped:
                 with self._changed:
                     if coordinator.failure is not None or place.worker in self._seated:
                         raise
                     continue  # the pace goes in steps now
             if lease is not None:
+                asked = self.held.question(place.process)
+                if asked is not None:
+                    place.lease = lease
+                    return asked
                 told, whole = write_lease(lease, statistics.of(place.worker))
                 return told, [whole]
             with self._changed:
                 place.day = self._day
                 self._unseat(coordinator, place.worker)
 
-    def _await_day(self, place: Place) -> tuple[Coordinator, Statistics]:
-        """Wait until there is work for this seat, and join."""
+    def _await_day(self, place: Place) -> tuple[Coordinator, Statistics] | Question:
+        """Wait until there is work for this seat, and join; or until it is asked something."""
         with self._changed:
             while True:
                 self._check(place)
+                asked = self.held.question(place.process)
+                if asked is not None:
+                    return asked
                 if place.process in self._away:
                     raise Superseded
                 coordinator, statistics = self._coordinator, self._statistics
@@ -352,6 +377,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             if self._places.get(place.name) is not place:
                 return
             del self._places[place.name]
+            if place.process:
+                self.held.left(place.process)
             coordinator, statistics = self._coordinator, self._statistics
             if place.member is not None:
                 self._lockstep.leave(place.member, coordinator)

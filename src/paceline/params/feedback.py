@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from paceline.params.dense import slices
 
 SMALLEST = 256  # entries: tensors with fewer go whole, as in the public implementation
 _WARM = 20  # steps after which the first threshold, of gradients that are untypically large, is renewed
@@ -41,6 +43,12 @@ def expected_entries(thinning: Thinning, sizes: Iterable[int]) -> int:
     return sum(n if n < thinning.smallest or thinning.keep >= 1 else kept_entries(thinning.keep, n) for n in sizes)
 
 
+def kept_of_slices(module: nn.Module, shards: int, thinning: Thinning) -> list[int]:
+    """The same of the slice of `module`'s parameters that each of `shards` shards holds."""
+    sizes = {name: p.numel() for name, p in module.named_parameters()}
+    return [expected_entries(thinning, [sizes[name] for name in names]) for names in slices(module, shards)]
+
+
 @final
 class Feedback:
     """One worker's. sizes: entries of each tensor, in the order of the flat gradient.
@@ -52,12 +60,13 @@ class Feedback:
 
     def __init__(self, sizes: Sequence[int], thinning: Thinning) -> None:
         self.thinning = thinning
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._sizes = list(sizes)
         self.held = torch.zeros(sum(sizes))
         self.thresholds = torch.zeros(len(self._sizes))
         self.steps = 0
         self.sent = 0  # entries that were not zero, of the last gradient
+        self._loaded = False
         self._version: int | None = None  # of the parameters that the last gradient was computed on
         self._before: tuple[Tensor, Tensor, int] = (self.held, self.thresholds, 0)  # held, thresholds, steps then
 
@@ -116,6 +125,14 @@ class Feedback:
             self.held = state[: self.held.numel()].clone()
             self.steps = int(state[-2]) * (1 << 20) + int(state[-1])
             self._version = None
+
+    def load_once(self, state: Tensor) -> None:
+        """The same, unless it has been done or gradients were filtered: of all who ask for it the first does it."""
+        with self._lock:
+            if self._loaded or self.steps:
+                return
+            self._loaded = True
+            self.load(state)
 
 
 def _threshold(size: Tensor, keep: float) -> float:

@@ -84,6 +84,14 @@ def row_sums(layout: Layout, batch: Batch, pulled: Pulled, gradients: list[Float
     return sums
 
 
+def sent(gradient: Gradient, feedback: Feedback | None, version: int) -> Gradient:
+    """What a worker with such a feedback sends of a gradient that was computed on `version`. Call it once for each,
+    when it is found sound."""
+    if feedback is None:
+        return gradient
+    return dataclasses.replace(gradient, dense=feedback.filter(gradient.dense, version))
+
+
 class Replica:
     """A worker's own copy of the model. `flat` is its dense parameters; a pull copies the shard's into it.
     `statistics`: of its local batch normalisation, which change as it computes gradients. distil: weight of the loss
@@ -149,13 +157,6 @@ class Replica:
         loss, dense, grads = self.differentiate(batch, rows, list(rows.values()))
         sums = row_sums(self.layout, batch, pulled, [g.contiguous().numpy() for g in grads])
         return loss, Gradient(dense, pulled.numbers, sums, pulled.counts, pulled.applied)
-
-    def sent(self, gradient: Gradient, version: int) -> Gradient:
-        """What the worker sends of a gradient that was computed on `version`. Call it once for each, when it is found
-        sound."""
-        if self.feedback is None:
-            return gradient
-        return dataclasses.replace(gradient, dense=self.feedback.filter(gradient.dense, version))
 
     def differentiate(
         self, batch: Batch, rows: dict[str, Tensor], leaves: list[Tensor]
