@@ -223,7 +223,7 @@ def test_several_workers_close_the_account_and_tell_what_they_hold(tmp_path, run
     assert not [note for note in made.notes() if "gradients" in note]
     measured, predicted = line["bytes_measured"], line["bytes_predicted"]
     assert measured["dense_gradients"] < 0.2 * measured["dense"]
-    assert 0 < measured["dense_places"] < measured["dense_gradients"] < 2 * predicted["dense_gradients"]
+    assert 0 < measured["dense_gradients_places"] < measured["dense_gradients"] < 2 * predicted["dense_gradients"]
 
 
 def test_another_number_of_workers_goes_on(tmp_path, run, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.exchange.thin import Thin, thicken, thin, thin_bytes
+from paceline.exchange.thin import HEAD, Thin, pack, thicken, thin, thin_bytes, unpack
 
 
 @given(st.integers(0, 400), st.floats(0, 1), st.integers(0, 1000))
@@ -48,3 +48,14 @@ def test_factors_of_the_note():
 def test_other_numbers_are_refused(broken):
     with pytest.raises(ValueError, match="numbers"):
         thicken(broken, 4)
+
+
+@given(st.integers(0, 400), st.floats(0, 1), st.integers(0, 1000))
+def test_as_bytes(n, density, seed):
+    rng = np.random.default_rng(seed)
+    found = thin(np.where(rng.random(n) < density, rng.standard_normal(n), 0).astype(np.float32))
+    data = pack(found)
+    assert data.nbytes == HEAD + found.nbytes
+    again = unpack(np.concatenate([np.zeros(1, np.uint8), data])[1:])  # not aligned
+    assert again.form == found.form
+    np.testing.assert_array_equal(thicken(again, n), thicken(found, n))

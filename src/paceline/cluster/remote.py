@@ -146,6 +146,7 @@ def write_order(order: Order, statistics: Tensor) -> tuple[dict[str, Any], Any]:
         "workers": order.workers,
         "version": order.version,
         "load": order.load,
+        "undo": order.undo,
     }
     if order.lease is None:
         whole, places = wire.join([statistics.detach().numpy()])
@@ -162,7 +163,8 @@ def read_order(head: dict[str, Any], whole: Any) -> tuple[Order, Tensor]:
     else:
         statistics = torch.from_numpy(wire.parts(whole, head["places"])[0])
     workers, load = tuple(head["workers"]), tuple(head["load"])
-    order = Order(head["group"], head["rank"], tuple(head["names"]), workers, head["version"], load, lease)
+    group, rank, names = head["group"], head["rank"], tuple(head["names"])
+    order = Order(group, rank, names, workers, head["version"], load, lease, head["undo"])
     return order, statistics
 
 

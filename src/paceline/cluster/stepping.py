@@ -16,6 +16,7 @@ from paceline.errors import LossError, TrainingError
 from paceline.exchange.cost import Load, Plan, Roles
 from paceline.exchange.desk import Desk
 from paceline.exchange.group import Group, connect
+from paceline.params.feedback import Thinning
 from paceline.runtimes.collective import Collective, make_plan
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.turns import Turn
@@ -47,7 +48,8 @@ def _agree(group: Group, plan: Plan) -> None:
 
 class Stepper:
     """desk: of the process's shard, if it has one; replica: its model, which computes if the process works; dense:
-    number of dense inputs; own_gpu: whether no other process uses the replica's, so that collectives may."""
+    number of dense inputs; own_gpu: whether no other process uses the replica's, so that collectives may; thinning: of
+    the dense gradients."""
 
     def __init__(
         self,
@@ -61,10 +63,11 @@ class Stepper:
         generation: int,
         turn: Turn,
         own_gpu: bool = False,
+        thinning: Thinning | None = None,
     ) -> None:
         self._meeting, self._desk, self._replica, self._works = meeting, desk, replica, works
         self._shards, self._dense, self._exchange, self.generation = shards, dense, exchange, generation
-        self._own_gpu = own_gpu
+        self._own_gpu, self._thinning = own_gpu, thinning
         self._turn = turn  # held while a gradient of a step is computed
         self._group: Group | None = None
         self._number = -1
@@ -82,6 +85,8 @@ class Stepper:
         try:
             while True:
                 order, statistics = office.step(result)
+                if order.undo and self._engine is not None:
+                    self._engine.undo()
                 if self._works:
                     self._replica.statistics.copy_(statistics)
                 try:
@@ -89,6 +94,8 @@ class Stepper:
                 except LossError:
                     raise
                 except TrainingError as error:  # somebody was lost; the office knows, or will
+                    if self._engine is not None:
+                        self._engine.undo()
                     self._leave_group()
                     result = Result(broken=True, why=str(error).split("\n")[0])
         finally:
@@ -120,7 +127,9 @@ class Stepper:
         group = connect(meeting.host, meeting.port, name, order.rank, size, TIMEOUT, meeting.address, gpu)
         group.lost = lambda: order.group <= self._lost
         roles = Roles(tuple(range(self._shards)), order.workers)
-        plan = make_plan(replica.model, replica.layout, self._dense, roles, Load(*order.load), self._exchange)
+        plan = make_plan(
+            replica.model, replica.layout, self._dense, roles, Load(*order.load), self._exchange, self._thinning
+        )
         self._group = group
         _agree(group, plan)
         home = None if self._desk is None else self._desk.home

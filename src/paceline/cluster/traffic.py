@@ -7,7 +7,7 @@ from typing import Any
 
 from paceline.exchange.thin import thin_bytes
 
-KINDS = ("ids", "rows", "row_gradients", "dense", "dense_gradients", "dense_places")
+KINDS = ("ids", "rows", "row_gradients", "dense", "dense_gradients", "dense_gradients_places")
 
 
 class Traffic:
@@ -42,7 +42,7 @@ class Traffic:
         expected = (8 * rows, each, each, 4 * dense * fresh, values, places)
         with self._lock:
             for kind, count in zip(KINDS, expected, strict=True):
-                if kind == "dense_places" and not count and kind not in carried:
+                if kind == "dense_gradients_places" and not count and kind not in carried:
                     continue
                 self._predicted[kind] = self._predicted.get(kind, 0) + count
                 self._measured[kind] = self._measured.get(kind, 0) + carried.get(kind, 0)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from paceline.exchange.thin import thin_bytes
 from paceline.models.readers import Reader
 
 Mode = Literal["rows", "fields", "partials"]
@@ -59,7 +60,8 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What does not change from step to step. singles, bags: fields with one id and with several; dense: how many dense
-    parameters each shard holds; value: bytes of a number; placement: of ids on shards."""
+    parameters each shard holds; value: bytes of a number; placement: of ids on shards; kept: how many entries leave of
+    the gradient of each shard's dense parameters, where workers hold back the others (None: all)."""
 
     parts: tuple[RowPart, ...]
     roles: Roles
@@ -68,6 +70,7 @@ class Shape:
     dense: tuple[int, ...]
     value: int = 4
     placement: Placement = "hash"
+    kept: tuple[int, ...] | None = None
 
     @property
     def fields(self) -> int:
@@ -76,8 +79,9 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Bytes that a rank sends in a step, by kind. Values: rows, sums (partial sums), dense (parameters), pieces
-    (gradients of operators' parameters), norms."""
+    """Bytes that a rank sends in a step, by kind. Values: rows, sums (partial sums), dense (parameters, and their
+    gradients if these are whole), dense_gradients and dense_gradients_places (what leaves of them, and where it stands,
+    if they are not), pieces (gradients of operators' parameters), norms."""
 
     ids: Mapping[str, float]
     values: Mapping[str, float]
@@ -157,10 +161,14 @@ def sent(shape: Shape, modes: Modes, loads: Mapping[int, Load], rank: int) -> Se
     values = {
         "rows": e * moved * distinct,
         "sums": e * ((sums - cells) * samples + cells * samples / shards),
-        "dense": e * keep * (own * len(receivers) + pushed),
+        "dense": e * keep * (own * len(receivers) + pushed * (shape.kept is None)),
         "pieces": e * needed * len(others) * (held and projects),
         "norms": 4 * len(others) * (held and substituted),
     }
+    if shape.kept is not None and rank in loads:
+        slices = zip(shape.roles.shards, shape.dense, shape.kept, strict=True)
+        up = [thin_bytes(size, kept) for shard, size, kept in slices if shard != rank]
+        values |= {"dense_gradients": sum(u[0] for u in up), "dense_gradients_places": sum(u[1] for u in up)}
     ids = {"ids": me.distinct * 8 * elsewhere / shards + HEADER * elsewhere * (rank in loads)}
     if substituted and rank in loads:
         ids["positions"] = elsewhere * position_bytes(shape, me)
@@ -211,7 +219,9 @@ def choose(shape: Shape, exchange: Exchange, load: Load) -> Plan:
     predicted |= {"push_pull": push_pull(shape, load), "chosen": mean_sent(shape, modes, load)}
     by_part: dict[str, dict[Mode, float]] = {}
     for part in shape.parts:
-        alone = replace(shape, parts=(part,), dense=(0,) * len(shape.dense))  # that costs the same in every mode
+        alone = replace(
+            shape, parts=(part,), dense=(0,) * len(shape.dense), kept=None
+        )  # that costs the same in every mode
         by_part[part.name] = {
             mixture[part.name]: mean_sent(alone, mixture, load).value_bytes
             for mixture in _mixtures((part,), ("rows", "fields", "partials"))

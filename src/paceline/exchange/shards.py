@@ -132,7 +132,7 @@ class FarShard:
         self._count("row_gradients", rows.nbytes)
         self._count("dense_gradients", found.values.nbytes)
         if self._thin:
-            self._count("dense_places", found.places.nbytes)
+            self._count("dense_gradients_places", found.places.nbytes)
 
     def confirm(self) -> None:
         self._stream.receive()

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from paceline.batch import Floats
 
 Form = Literal["whole", "places", "mask"]
+_FORMS: tuple[Form, ...] = ("whole", "places", "mask")
+HEAD = 16  # bytes before the values, packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,20 @@ def thin(values: Floats) -> Thin:
     if 4 * kept <= mask_bytes:
         return Thin("places", values[places], places.astype(np.int32))
     return Thin("mask", values[places], np.packbits(values != 0.0))
+
+
+def pack(found: Thin) -> npt.NDArray[np.uint8]:
+    """As bytes: number of the form and of the values (int64), values, places."""
+    head = np.array([_FORMS.index(found.form), found.values.shape[0]])
+    return np.concatenate([np.ascontiguousarray(part).view(np.uint8) for part in (head, found.values, found.places)])
+
+
+def unpack(data: npt.NDArray[np.uint8]) -> Thin:
+    """What `pack` wrote."""
+    number, count = data[:HEAD].copy().view(np.int64).tolist()
+    stop, form = HEAD + 4 * count, _FORMS[number]
+    places = data[stop:].copy().view(np.int32 if form == "places" else np.uint8)  # copies, for they are aligned
+    return Thin(form, data[HEAD:stop].copy().view(np.float32), places)
 
 
 def thicken(found: Thin, entries: int) -> Floats:

@@ -67,6 +67,7 @@ class Feedback:
         self.steps = 0
         self.sent = 0  # entries that were not zero, of the last gradient
         self._loaded = False
+        self._last: tuple[Tensor, Tensor, int] | None = None  # held, thresholds, steps before the last gradient
         self._version: int | None = None  # of the parameters that the last gradient was computed on
         self._before: tuple[Tensor, Tensor, int] = (self.held, self.thresholds, 0)  # held, thresholds, steps then
 
@@ -81,6 +82,7 @@ class Feedback:
         with self._lock:
             if version is None or version != self._version:
                 self._version, self._before = version, (self.held, self.thresholds.clone(), self.steps)
+            self._last = (self.held, self.thresholds.clone(), self.steps)
             return self._filter(gradient)
 
     def _filter(self, gradient: Tensor) -> Tensor:
@@ -101,6 +103,12 @@ class Feedback:
         self.held = torch.where(leaves, nothing, total)
         self.sent = int(leaves.count_nonzero())
         return sent
+
+    def undo(self) -> None:
+        """The last gradient does not count: everything is as before it."""
+        with self._lock:
+            if self._last is not None:
+                (self.held, self.thresholds, self.steps), self._last = self._last, None
 
     def _renews(self) -> bool:
         return self.steps % self.thinning.refresh == 0 or self.steps == _WARM
