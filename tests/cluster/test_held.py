@@ -12,6 +12,8 @@ from tools import assert_same_state, interrupt_at, job, state_of, synthetic, tra
 from paceline import checkpoint
 from paceline.cluster.chief import Chief
 from paceline.cluster.held import Held
+from paceline.errors import TrainingError
+from paceline.exchange.group import Group
 from paceline.exchange.security import Security
 
 
@@ -246,3 +248,37 @@ def test_a_snapshot_of_threads_goes_on_here_and_back(log, tmp_path, run):
     assert run(tmp_path / "run", data__days=days[:2]).go(resume=True)[0] == "end"
     train(job(log, workers=1, compress=compress, data__days=days), log, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_collectives_stop_and_resume_bitwise(tmp_path, run, monkeypatch):
+    """Two workers in steps, in which it is certain who computes what."""
+    end, line = run(tmp_path / "whole", nodes=2, steps=True).go()
+    assert end == "end", line
+    assert line["samples_applied"] == 6000
+    measured, predicted = line["bytes_measured"], line["bytes_predicted"]
+    assert 0 < measured["dense_gradients_places"] <= measured["dense_gradients"] < 0.2 * measured["dense"]
+    assert measured["dense_gradients"] == pytest.approx(predicted["dense_gradients"], rel=0.5)
+    interrupt_at(monkeypatch, 2500)
+    assert run(tmp_path / "cut", nodes=2, steps=True).go()[0] == "interrupted"
+    assert set(held(tmp_path / "cut")) == {"worker-0", "worker-1"}
+    assert run(tmp_path / "cut", nodes=2, steps=True).go(resume=True)[0] == "end"
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_what_a_broken_step_filtered_is_taken_back(tmp_path, run, monkeypatch):
+    """One rank fails when all that is sent has arrived: the other one's step went well, and does not count either."""
+    assert run(tmp_path / "whole", nodes=2, steps=True).go()[0] == "end"
+    thinned, calls = Group.thinned, []
+
+    def failing(self, kind, to):
+        came = thinned(self, kind, to)
+        if self.rank == 1:
+            calls.append(kind)
+            if len(calls) == 20:
+                raise TrainingError("the cable was pulled")
+        return came
+
+    monkeypatch.setattr(Group, "thinned", failing)
+    assert run(tmp_path / "broken", nodes=2, steps=True).go()[0] == "end"
+    assert len(calls) > 20
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")

@@ -89,6 +89,40 @@ def test_it_goes_on_from_what_it_gave():
         other.load(torch.zeros(700))
 
 
+def test_a_snapshot_before_the_next_version_has_gradients_of_this_one_computed_again():
+    torch.manual_seed(4)
+    made = feedback([300], 0.1, 3)
+    made.filter(torch.randn(300), 0)
+    before = made.state()
+    made.filter(torch.randn(300), 1)
+    made.filter(torch.randn(300), 1)
+    assert torch.equal(made.state(1), before)
+    assert not torch.equal(made.state(2), before)
+    assert torch.equal(made.state(2), made.state())
+
+
+def test_a_gradient_that_does_not_count_is_taken_back():
+    torch.manual_seed(5)
+    one, other = feedback([300], 0.1, 3), feedback([300], 0.1, 3)
+    for step in range(7):
+        gradient = torch.randn(300)
+        if step in (0, 3, 4):
+            one.filter(torch.randn(300), step)
+            one.undo()
+            one.undo()  # once is enough
+        assert torch.equal(one.filter(gradient, step), other.filter(gradient, step))
+    assert torch.equal(one.state(), other.state())
+
+
+def test_of_those_who_load_the_first_does():
+    made, state = feedback([300], 0.1, 3), feedback([300], 0.1, 3)
+    state.filter(torch.randn(300))
+    made.load_once(state.state())
+    assert torch.equal(made.state(), state.state())
+    made.load_once(torch.zeros(303))
+    assert torch.equal(made.state(), state.state())
+
+
 def test_the_largest_do_better_than_random_entries():
     """A quadratic: gradients of which one entry in ten is sent."""
 
