@@ -15,8 +15,8 @@ class KeepConfig(Strict):
 
 
 class CompressConfig(Strict):
-    """Hard thresholds on what is sent (DCT). gradients: of the dense parameters; activations: partial sums and their
-    gradients; refresh: gradients of a worker between two choices of its thresholds."""
+    """Hard thresholds on what is sent (DCT). gradients: of the dense parameters; activations: of each sample's partial
+    sums, and of their gradients; refresh: gradients of a worker between two choices of its thresholds."""
 
     gradients: KeepConfig | None = None
     activations: KeepConfig | None = None
@@ -29,6 +29,28 @@ class CompressConfig(Strict):
                 "gradients and activations are both left out: name what to compress, or leave out compress"
             )
         return self
+
+    def check(self, steps: str | None, cluster: bool) -> None:
+        """steps: how processes exchange rows in collectives, if they do; cluster: whether there are any. Raises
+        ValueError if `activations` would have nothing to compress."""
+        if self.activations is None:
+            return
+        if not cluster:
+            raise ValueError(
+                "compress.activations: partial sums travel between the processes of a cluster only; add cluster, or"
+                " leave activations out"
+            )
+        if steps not in ("auto", "substitute"):
+            way = "push and pull" if steps is None else steps
+            raise ValueError(
+                f"compress.activations: cluster.exchange is {way}, which sends no partial sums; use exchange: auto or"
+                " substitute (without security.tls), or leave activations out"
+            )
+
+    @property
+    def sums(self) -> float:
+        """Share of a sample's partial sums that is sent."""
+        return 1.0 if self.activations is None else self.activations.keep
 
     @property
     def thinning(self) -> Thinning | None:

@@ -315,6 +315,12 @@ class JobConfig(Strict):
             raise ValueError("codistill: teachers predict clicks, and interactions are ranked; leave one of them out")
         return self
 
+    @model_validator(mode="after")
+    def _sums(self) -> JobConfig:
+        if self.compress is not None:
+            self.compress.check(None if self.cluster is None else self.cluster.steps, self.cluster is not None)
+        return self
+
     @property
     def drawn_seed(self) -> int:
         """From which the model is drawn: each group of a codistillation has its own."""

@@ -175,7 +175,9 @@ def run(log):
         cluster = {"nodes": nodes, "exchange": exchange, **changes.pop("cluster", {})}
         compress = changes.pop("compress", {"gradients": {"keep": 0.05}, "refresh": 10})
         config = job(log, workers=nodes, cluster=cluster, **({"compress": compress} if compress else {}), **changes)
-        made.append(Run(config, log, folder, nodes=nodes, steps=exchange == "auto"))
+        steps = cluster["exchange"] != "push_pull"
+        way = {"exchange": cluster["exchange"]} if steps else {}
+        made.append(Run(config, log, folder, nodes=nodes, steps=steps, **way))
         return made[-1]
 
     yield start
@@ -282,3 +284,21 @@ def test_what_a_broken_step_filtered_is_taken_back(tmp_path, run, monkeypatch):
     assert run(tmp_path / "broken", nodes=2, steps=True).go()[0] == "end"
     assert len(calls) > 20
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_sums_and_gradients_travel_thin_together(tmp_path, run, monkeypatch):
+    """And a stop within them is nothing to see, either."""
+    options = {"nodes": 2, "steps": True, "cluster": {"exchange": "substitute"}}
+    compress = {"gradients": {"keep": 0.05}, "activations": {"keep": 0.1}}
+    end, plain = run(tmp_path / "plain", compress=None, **options).go()
+    assert end == "end", plain
+    end, line = run(tmp_path / "whole", compress=compress, **options).go()
+    assert end == "end", line
+    whole, measured, predicted = plain["bytes_measured"], line["bytes_measured"], line["bytes_predicted"]
+    assert 0 < measured["sums"] <= predicted["sums"] < 0.15 * whole["sums"]
+    assert 0 < measured["sums_places"] <= predicted["sums_places"] * 1.01
+    assert line["logloss"] < plain["logloss"] + 0.03
+    interrupt_at(monkeypatch, 2500)
+    assert run(tmp_path / "cut", compress=compress, **options).go()[0] == "interrupted"
+    assert run(tmp_path / "cut", compress=compress, **options).go(resume=True)[0] == "end"
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")

@@ -25,6 +25,7 @@ from paceline.runtimes.collective import Collective, make_plan
 from paceline.runtimes.compute import Layout, Replica, sent
 from paceline.runtimes.coordinator import Lease
 from paceline.runtimes.local import settle_thread
+from paceline.runtimes.serving import Server
 
 LOAD = Load(16, 200, 120)
 
@@ -50,6 +51,7 @@ class Case:
     roles: Roles | None = None
     modes: dict | None = None  # instead of the plan's own
     keep: float = 1.0  # share of each dense gradient that leaves
+    sums: float = 1.0  # share of a sample's partial sums that is sent
     huge: int = -1  # the number of a gradient whose dense inputs are too large
 
 
@@ -153,7 +155,7 @@ def train_together(group, case: Case, die: tuple[int, int] | None = None) -> dic
     roles = case.roles or Roles(tuple(range(group.size)), tuple(range(group.size)))
     model = make_model(case)
     layout = Layout(model.parts(), case.singles, len(case.bags))
-    plan = make_plan(model, layout, case.dense, roles, LOAD, case.exchange, thinning(case))
+    plan = make_plan(model, layout, case.dense, roles, LOAD, case.exchange, thinning(case), case.sums)
     if case.modes is not None:
         plan = replace(plan, modes=case.modes)
     shard = roles.shards.index(group.rank) if group.rank in roles.shards else None
@@ -184,6 +186,39 @@ def train_together(group, case: Case, die: tuple[int, int] | None = None) -> dic
     statistics = None if replica is None else replica.statistics.numpy()
     held = None if feedback is None else feedback.state().numpy()
     return {"held": held, "losses": losses, "counted": counted, "plan": plan, "statistics": statistics, **state(route)}
+
+
+def step_once(group, case: Case) -> dict:
+    """The first step of a job in which rank 0 has a worker: each shard's sums as they were and as they were sent, and
+    the gradients that came of it."""
+    roles = Roles(tuple(range(group.size)), (0,))
+    model = make_model(case)
+    layout = Layout(model.parts(), case.singles, len(case.bags))
+    plan = make_plan(model, layout, case.dense, roles, LOAD, case.exchange, None, case.sums)
+    route = make_route(case, group.rank, group.size)
+    replica = Replica(model, layout, case.precision) if group.rank == 0 else None
+    engine = Collective(group, plan, model, layout, route, replica)
+    seen, masked, backward = {}, Server.masked, Server.backward
+
+    def watch_masked(self, job, count):
+        seen["sent"] = masked(self, job, count)
+        seen["sums"], seen["count"] = job.sums.detach().clone(), count
+        seen["weights"] = job.pulled.weights.copy()
+        return seen["sent"]
+
+    def watch_backward(self, job, rows, sums):
+        seen["back"] = sums.clone()
+        found = backward(self, job, rows, sums)
+        seen["gradients"], seen["cells"] = job.gradients.copy(), job.cells
+        return found
+
+    Server.masked, Server.backward = watch_masked, watch_backward
+    try:
+        batch = batches(case)[0][0]
+        loss = engine.step(Lease(0, 0, 0, batch) if replica is not None else None)
+    finally:
+        Server.masked, Server.backward = masked, backward
+    return {**seen, "loss": loss, "counted": (engine.sent, engine.predicted)}
 
 
 def _play(pipe) -> None:

@@ -234,6 +234,22 @@ def test_bad_input_names_the_key(log, given, told):
     assert str(caught.value).count("test:") == 1
 
 
+@pytest.mark.parametrize(
+    ("cluster", "told"),
+    [
+        (None, "travel between the processes of a cluster only; add cluster, or leave activations out"),
+        ({"nodes": 2, "exchange": "push_pull"}, "cluster.exchange is push and pull, which sends no partial sums; use"),
+        ({"nodes": 2, "exchange": "rows"}, "cluster.exchange is rows, which sends no partial sums; use exchange: auto"),
+    ],
+)
+def test_sums_to_compress_are_there(log, cluster, told):
+    given = {"compress": {"activations": {"keep": 0.1}}, "workers": 2}
+    with pytest.raises(ConfigError, match=r"^test: compress\.activations: ") as caught:
+        job(log, **given, **({} if cluster is None else {"cluster": cluster}))
+    assert told in str(caught.value)
+    assert job(log, **given, cluster={"nodes": 2}).compress.sums == 0.1
+
+
 def test_a_configuration_is_written_as_it_was_read(log):
     config = compressed(log)
     values = yaml.safe_load(config.to_yaml())

@@ -251,15 +251,13 @@ class Node:
         where = Meeting(*meeting, self._host, f"generation-{generation}")
         cluster = self._config.cluster
         alone = cluster is not None and cluster.resources.gpus >= 1
-        thinning = None if self._config.compress is None else self._config.compress.thinning
         while generation == self._generation and not self._ended.is_set():
             with contextlib.suppress(Stopped, Superseded, PeerLost):
                 far = RemoteRank(spec.security, office, spec.name, spec.shard, worker, generation, replica.feedback)
                 works = spec.worker is not None
                 turn = Turn(spec.slow)
-                stepper = Stepper(
-                    where, self._desk, replica, works, spec.shards, dense, exchange, generation, turn, alone, thinning
-                )
+                facts = (spec.shards, dense, exchange, generation, turn, alone, self._config.compress)
+                stepper = Stepper(where, self._desk, replica, works, *facts)
                 with self._open(Line(far, [], stepper)):
                     stepper.run(far)
             self._ended.wait(_AGAIN)

@@ -12,11 +12,11 @@ import numpy as np
 
 from paceline.cluster.lockstep import Order, Result
 from paceline.cluster.remote import RemoteRank
+from paceline.compressconfig import CompressConfig
 from paceline.errors import LossError, TrainingError
 from paceline.exchange.cost import Load, Plan, Roles
 from paceline.exchange.desk import Desk
 from paceline.exchange.group import Group, connect
-from paceline.params.feedback import Thinning
 from paceline.runtimes.collective import Collective, make_plan
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.turns import Turn
@@ -48,8 +48,8 @@ def _agree(group: Group, plan: Plan) -> None:
 
 class Stepper:
     """desk: of the process's shard, if it has one; replica: its model, which computes if the process works; dense:
-    number of dense inputs; own_gpu: whether no other process uses the replica's, so that collectives may; thinning: of
-    the dense gradients."""
+    number of dense inputs; own_gpu: whether no other process uses the replica's, so that collectives may; compress:
+    what is sent."""
 
     def __init__(
         self,
@@ -63,11 +63,11 @@ class Stepper:
         generation: int,
         turn: Turn,
         own_gpu: bool = False,
-        thinning: Thinning | None = None,
+        compress: CompressConfig | None = None,
     ) -> None:
         self._meeting, self._desk, self._replica, self._works = meeting, desk, replica, works
         self._shards, self._dense, self._exchange, self.generation = shards, dense, exchange, generation
-        self._own_gpu, self._thinning = own_gpu, thinning
+        self._own_gpu, self._compress = own_gpu, compress
         self._turn = turn  # held while a gradient of a step is computed
         self._group: Group | None = None
         self._number = -1
@@ -127,9 +127,9 @@ class Stepper:
         group = connect(meeting.host, meeting.port, name, order.rank, size, TIMEOUT, meeting.address, gpu)
         group.lost = lambda: order.group <= self._lost
         roles = Roles(tuple(range(self._shards)), order.workers)
-        plan = make_plan(
-            replica.model, replica.layout, self._dense, roles, Load(*order.load), self._exchange, self._thinning
-        )
+        compress = (None, 1.0) if self._compress is None else (self._compress.thinning, self._compress.sums)
+        load = Load(*order.load)
+        plan = make_plan(replica.model, replica.layout, self._dense, roles, load, self._exchange, *compress)
         self._group = group
         _agree(group, plan)
         home = None if self._desk is None else self._desk.home

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from paceline.exchange.masking import kept_numbers
 from paceline.exchange.thin import thin_bytes
 from paceline.models.readers import Reader
 
@@ -61,7 +62,8 @@ class Load:
 class Shape:
     """What does not change from step to step. singles, bags: fields with one id and with several; dense: how many dense
     parameters each shard holds; value: bytes of a number; placement: of ids on shards; kept: how many entries leave of
-    the gradient of each shard's dense parameters, where workers hold back the others (None: all)."""
+    the gradient of each shard's dense parameters, where workers hold back the others (None: all); sums: share of a
+    sample's partial sums that is sent."""
 
     parts: tuple[RowPart, ...]
     roles: Roles
@@ -71,6 +73,7 @@ class Shape:
     value: int = 4
     placement: Placement = "hash"
     kept: tuple[int, ...] | None = None
+    sums: float = 1.0
 
     @property
     def fields(self) -> int:
@@ -79,9 +82,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Bytes that a rank sends in a step, by kind. Values: rows, sums (partial sums), dense (parameters, and their
-    gradients if these are whole), dense_gradients and dense_gradients_places (what leaves of them, and where it stands,
-    if they are not), pieces (gradients of operators' parameters), norms."""
+    """Bytes that a rank sends in a step, by kind. Values: rows, sums (partial sums, and their gradients), sums_places
+    (where they stand, if not all are sent), dense (parameters, and their gradients if these are whole), dense_gradients
+    and dense_gradients_places (what leaves of them, and where it stands, if they are not), pieces (gradients of
+    operators' parameters), norms."""
 
     ids: Mapping[str, float]
     values: Mapping[str, float]
@@ -165,6 +169,11 @@ def sent(shape: Shape, modes: Modes, loads: Mapping[int, Load], rank: int) -> Se
         "pieces": e * needed * len(others) * (held and projects),
         "norms": 4 * len(others) * (held and substituted),
     }
+    kept_sums = kept_numbers(shape.sums, sums)
+    if kept_sums is not None and not by_field:
+        there = [thin_bytes(load.samples * sums, load.samples * kept_sums) for load in others.values() if held]
+        back = 4 * kept_sums * me.samples * elsewhere
+        values |= {"sums": sum(t[0] for t in there) + back, "sums_places": sum(t[1] for t in there)}
     if shape.kept is not None and rank in loads:
         slices = zip(shape.roles.shards, shape.dense, shape.kept, strict=True)
         up = [thin_bytes(size, kept) for shard, size, kept in slices if shard != rank]
@@ -219,9 +228,8 @@ def choose(shape: Shape, exchange: Exchange, load: Load) -> Plan:
     predicted |= {"push_pull": push_pull(shape, load), "chosen": mean_sent(shape, modes, load)}
     by_part: dict[str, dict[Mode, float]] = {}
     for part in shape.parts:
-        alone = replace(
-            shape, parts=(part,), dense=(0,) * len(shape.dense), kept=None
-        )  # that costs the same in every mode
+        # Dense parameters take the same bytes in every mode.
+        alone = replace(shape, parts=(part,), dense=(0,) * len(shape.dense), kept=None)
         by_part[part.name] = {
             mixture[part.name]: mean_sent(alone, mixture, load).value_bytes
             for mixture in _mixtures((part,), ("rows", "fields", "partials"))

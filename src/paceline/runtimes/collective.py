@@ -19,6 +19,7 @@ from paceline.batch import Ints
 from paceline.exchange.cost import Exchange, Load, Plan, Roles, RowPart, Sent, Shape, choose, sent
 from paceline.exchange.direct import DirectRoute
 from paceline.exchange.group import Group
+from paceline.exchange.masking import Mask, kept_numbers
 from paceline.exchange.substitution import Substitution
 from paceline.exchange.thin import thicken, thin
 from paceline.models.base import Model
@@ -44,9 +45,10 @@ def make_plan(
     load: Load,
     exchange: Exchange = "auto",
     thinning: Thinning | None = None,
+    sums: float = 1.0,
 ) -> Plan:
     """How to exchange the rows of `model`. dense: number of dense inputs; load: a worker's usual batch; thinning: of
-    the dense gradients.
+    the dense gradients; sums: share of a sample's partial sums that is sent.
 
     Ranks must share one plan: make it in one place, or in each from the same numbers.
     """
@@ -54,7 +56,7 @@ def make_plan(
     parts = tuple(RowPart(part.name, part.width, readers[part.name]) for part in layout.parts)
     sizes = tuple(slice_sizes(model, len(roles.shards)))
     kept = None if thinning is None else tuple(kept_of_slices(model, len(roles.shards), thinning))
-    return choose(Shape(parts, roles, layout.singles, layout.bags, sizes, kept=kept), exchange, load)
+    return choose(Shape(parts, roles, layout.singles, layout.bags, sizes, kept=kept, sums=sums), exchange, load)
 
 
 @final
@@ -74,11 +76,13 @@ class Collective:
         self._flat = flatten(model) if replica is None else replica.flat
         self._feedback = None if replica is None else replica.feedback
         self._filtered = False  # in the last step
+        self._masks: dict[int, Mask] = {}  # of what the shards sent of their sums
         self._substitution = Substitution(model, plan.shape, plan.modes)
         moved = [(p, begin) for p, begin in zip(layout.parts, layout.begins(), strict=True) if _moves(plan, p.name)]
         columns: Ints = np.concatenate([np.zeros(0, np.int64), *(np.arange(b, b + p.width) for p, b in moved)])
         narrow = Layout(tuple(p for p, _ in moved), layout.singles, layout.bags)
         self._columns = columns.shape[0]
+        self._kept_sums = kept_numbers(plan.shape.sums, self._substitution.width)
         self._server = None if route is None else Server(route, self._substitution, layout, columns)
         self._asker = None
         if replica is not None:
@@ -136,17 +140,21 @@ class Collective:
         expected: Sizes = {"rows": {}, "sums": {}}
         if server is not None:
             down["rows"] = {rank: server.rows(job) for rank, job in served.items()}
-            down["sums"] = {rank: server.sums(job) for rank, job in served.items()}
+            if self._kept_sums is None:
+                down["sums"] = {rank: server.sums(job) for rank, job in served.items()}
         if asked is not None:
             counts = zip(self._shards, asked.counts(), strict=True)
             expected["rows"] = {rank: count * self._columns for rank, count in counts}
-            expected["sums"] = dict.fromkeys(self._shards, asked.batch.samples * self._substitution.width)
+            if self._kept_sums is None:
+                expected["sums"] = dict.fromkeys(self._shards, asked.batch.samples * self._substitution.width)
         if not self._projects:
             pieces, sizes = self._dense_down(dense, {*served}, asked is not None)
             down, expected = down | pieces, expected | sizes
         came = self._group.swap(down, expected)
         if not self._projects:
             self._take_dense(came)
+        if self._kept_sums is not None:
+            came["sums"] = self._masked_down(asked, served, self._kept_sums)
         return None if asked is None or asker is None else asker.compute(asked, came["rows"], came["sums"])
 
     def _backward(
@@ -158,10 +166,14 @@ class Collective:
         up: Pieces = {"rows": {}, "sums": {}}
         if asked is not None and computed is not None and asker is not None:
             up["rows"] = asker.row_gradients(asked, computed)
-            up["sums"] = dict.fromkeys(self._shards, computed.sums)
+            masks = self._masks
+            up["sums"] = {r: masks[r].values(computed.sums) if masks else computed.sums for r in self._shards}
         expected = {
             "rows": {rank: job.pulled.numbers.shape[0] * self._columns for rank, job in served.items()},
-            "sums": {rank: int(job.load.samples) * self._substitution.width for rank, job in served.items()},
+            "sums": {
+                rank: int(job.load.samples) * self._substitution.width if job.mask is None else job.mask.count
+                for rank, job in served.items()
+            },
         }
         gradient = torch.zeros(0) if computed is None else computed.dense
         at_once = not self._projects and not self._thins
@@ -187,6 +199,19 @@ class Collective:
         if computed is None:
             return 0.0
         return float(gradient.dot(gradient)) + float(np.vdot(computed.rows, computed.rows)) + squares
+
+    def _masked_down(self, asked: Asked | None, served: Mapping[int, Served], count: int) -> dict[int, Tensor]:
+        """The `count` largest of each sample's sums to the workers; all shards' for the own batch, [B, K]."""
+        to = {}
+        if self._server is not None:
+            to = {rank: thin(self._server.masked(job, count).reshape(-1).numpy()) for rank, job in served.items()}
+        came = self._group.thinned("sums", to)
+        if asked is None:
+            return {}
+        shape = asked.batch.samples, self._substitution.width
+        sums = {r: torch.from_numpy(thicken(came[r], shape[0] * shape[1])).view(shape) for r in self._shards}
+        self._masks = {rank: Mask.of(values) for rank, values in sums.items()}
+        return sums
 
     def _gather(self, local: Pieces, asked: Asked | None, gradient: Tensor) -> float:
         """What the shards computed of the own gradient: adds that of the dense parameters in partials to `gradient`, in

@@ -13,6 +13,7 @@ from torch import Tensor
 from paceline.batch import Floats, Ints
 from paceline.exchange.cost import HEADER, Load
 from paceline.exchange.direct import DirectRoute, Pulled
+from paceline.exchange.masking import Mask, largest
 from paceline.exchange.positions import Bytes8, Cells, decode, pooled, spread
 from paceline.exchange.substitution import Substitution
 from paceline.params.shard import Gradient
@@ -30,6 +31,7 @@ class Served:
     gradients: Floats
     cells: list[Cells] = field(default_factory=list)
     leaves: dict[str, Tensor] = field(default_factory=dict)
+    mask: Mask | None = None  # which of the sums were sent, if not all
     sums: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
@@ -76,14 +78,22 @@ class Server:
             job.sums = self._substitution.partial(job.leaves)
         return job.sums.detach()
 
+    def masked(self, job: Served, count: int) -> Tensor:
+        """The same with all but the `count` largest of each sample zero: these alone are sent."""
+        sent = largest(self.sums(job), count)
+        job.mask = Mask.of(sent)
+        return sent
+
     def backward(self, job: Served, rows: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the moved columns and of the sums, [B, K], into gradients of this shard's rows.
+        """Gradients of the moved columns and of the sums that were sent into gradients of this shard's rows.
 
         Returns the squared norm, [1], of what was computed here, and the gradient of the parameters in partials.
         """
         job.gradients[:, self._columns] = rows.numpy().reshape(job.gradients.shape[0], self._columns.shape[0])
         if not job.leaves:
             return torch.zeros(1), torch.zeros(0)
+        if job.mask is not None:
+            sums = job.mask.spread(sums)
         parameters = [s.parameter for s in self._substitution.slices]
         grads = torch.autograd.grad(
             job.sums,

@@ -1,0 +1,60 @@
+"""Of the partial sums of a sample only the largest: what a shard sends of them, forward and back.
+
+Source: DCT-MP (Gupta et al., KDD 2021, arXiv 2010.08899), reconstructed; our note on DCT, section 3.2, thresholds by
+row. What is not sent of a sample is zero for it on the way there and has no gradient on the way back; so both sides
+know the mask from what was sent, and gradients travel as values alone. There is no error feedback: a sum belongs to a
+sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from paceline.params.feedback import kept_entries
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """float32 [B, K] with all but the `count` entries of each row that are farthest from zero set to zero."""
+    chosen = torch.topk(values.abs(), count, dim=1, sorted=False).indices
+    return torch.zeros_like(values).scatter_(1, chosen, values.gather(1, chosen))
+
+
+def kept_numbers(share: float, numbers: int) -> int | None:
+    """m: how many of a sample's K numbers are sent if that share of them is to be. None if it is no shorter to send
+    values there, a bit for each number, and values back, than all of them both ways."""
+    if not numbers or share >= 1:
+        return None
+    kept = kept_entries(share, numbers)
+    return kept if 2 * 4 * kept + min(numbers / 8, 4 * kept) < 2 * 4 * numbers else None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which of B x K numbers were sent, bool [B, K]: those that are not zero."""
+
+    chosen: Tensor
+
+    @staticmethod
+    def of(sent: Tensor) -> Mask:
+        """Of what was sent, or received."""
+        return Mask(sent != 0.0)
+
+    @property
+    def count(self) -> int:
+        """How many were sent."""
+        return int(self.chosen.count_nonzero())
+
+    def values(self, gradient: Tensor) -> Tensor:
+        """Of a gradient [B, K], what goes back: flat, [count]."""
+        return gradient.reshape(self.chosen.shape)[self.chosen]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The gradient [B, K] of which `values` came back: zero elsewhere."""
+        found = torch.zeros(self.chosen.shape)
+        found[self.chosen] = values
+        return found
