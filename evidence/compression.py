@@ -1,8 +1,8 @@
 """DCT: dense gradients a hundred times thinner, activations twenty times, at which log loss and in which time.
 
-Claim (Gupta et al., KDD 2021, reconstructed): hard thresholds with error feedback cut the bytes of dense gradients by 100
-and those of activations by 20 at no loss of quality, and the time end to end by 37 % where the network binds. Wanted
-here: log loss within 0.0005 of all gradients at 1 % of their entries, within 0.001 at 5 % of the partial sums.
+Claim (Gupta et al., KDD 2021, reconstructed): hard thresholds with error feedback cut the bytes of dense gradients by
+100 and those of activations by 20 at no loss of quality, and the time end to end by 37 % where the network binds.
+Wanted here: log loss within 0.0005 of all gradients at 1 % of their entries, within 0.001 at 5 % of the partial sums.
 
 The Criteo sample, day by day, each day before it is trained on; sync, global batch 256 = 4 local batches of 64, the
 hyper-parameters of examples/criteo/job.yaml. Gradients: 4 virtual workers whose network moves 0.1 Gbit/s, in virtual
