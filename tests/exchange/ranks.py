@@ -200,9 +200,9 @@ def step_once(group, case: Case) -> dict:
     engine = Collective(group, plan, model, layout, route, replica)
     seen, masked, backward = {}, Server.masked, Server.backward
 
-    def watch_masked(self, job, count):
-        seen["sent"] = masked(self, job, count)
-        seen["sums"], seen["count"] = job.sums.detach().clone(), count
+    def watch_masked(self, job, segments, share):
+        seen["sent"] = masked(self, job, segments, share)
+        seen["sums"], seen["segments"] = job.sums.detach().clone(), segments
         seen["weights"] = job.pulled.weights.copy()
         return seen["sent"]
 

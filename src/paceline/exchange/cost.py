@@ -120,17 +120,22 @@ def whole_bags(part: RowPart, modes: Modes, shape: Shape) -> bool:
 
 
 def numbers(shape: Shape, modes: Modes) -> int:
-    """K: how many numbers of a sample a shard sends as sums. Last numbers of a group's readers travel as one."""
-    count, groups = 0, set[int]()
+    """K: how many numbers of a sample a shard sends as sums."""
+    return sum(segments(shape, modes))
+
+
+def segments(shape: Shape, modes: Modes) -> list[int]:
+    """The same, one by one in the order of the columns: sums over fields of each part that has them, each reader's own
+    numbers, and the last numbers of each group's readers, which travel as one."""
+    sums, own, groups = list[int](), list[int](), set[int]()
     for part in shape.parts:
         if modes[part.name] == "fields":
-            count += shape.fields * part.width
+            sums.append(shape.fields * part.width)
         elif modes[part.name] == "partials":
-            count += shape.bags * part.width if whole_bags(part, modes, shape) else 0
-            for reader in part.readers or ():
-                count += reader.numbers - (reader.group in groups)
-                groups |= {reader.group} - {-1}
-    return count
+            sums.append(shape.bags * part.width if whole_bags(part, modes, shape) else 0)
+            own += [reader.numbers - (reader.group >= 0) for reader in part.readers or ()]
+            groups |= {reader.group for reader in part.readers or ()} - {-1}
+    return [n for n in (*sums, *own, *(1 for _ in groups)) if n]
 
 
 def parameters(shape: Shape, modes: Modes) -> int:
@@ -169,7 +174,7 @@ def sent(shape: Shape, modes: Modes, loads: Mapping[int, Load], rank: int) -> Se
         "pieces": e * needed * len(others) * (held and projects),
         "norms": 4 * len(others) * (held and substituted),
     }
-    kept_sums = kept_numbers(shape.sums, sums)
+    kept_sums = kept_numbers(shape.sums, segments(shape, modes))
     if kept_sums is not None and not by_field:
         there = [thin_bytes(load.samples * sums, load.samples * kept_sums) for load in others.values() if held]
         back = 4 * kept_sums * me.samples * elsewhere

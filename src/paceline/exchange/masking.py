@@ -1,13 +1,14 @@
 """Of the partial sums of a sample only the largest: what a shard sends of them, forward and back.
 
 Source: DCT-MP (Gupta et al., KDD 2021, arXiv 2010.08899), reconstructed; our note on DCT, section 3.2, thresholds by
-row. What is not sent of a sample is zero for it on the way there and has no gradient on the way back; so both sides
-know the mask from what was sent, and gradients travel as values alone. There is no error feedback: a sum belongs to a
-sample.
+row, one for each operator. What is not sent of a sample is zero for it on the way there and has no gradient on the way
+back; so both sides know the mask from what was sent, and gradients travel as values alone. There is no error feedback:
+a sum belongs to a sample.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -17,18 +18,26 @@ from torch import Tensor
 from paceline.params.feedback import kept_entries
 
 
-def largest(values: Tensor, count: int) -> Tensor:
-    """float32 [B, K] with all but the `count` entries of each row that are farthest from zero set to zero."""
-    chosen = torch.topk(values.abs(), count, dim=1, sorted=False).indices
-    return torch.zeros_like(values).scatter_(1, chosen, values.gather(1, chosen))
+def largest(values: Tensor, segments: Sequence[int], share: float) -> Tensor:
+    """float32 [B, K] with all but some entries of each row set to zero: of each of the segments that K consists of
+    those that are farthest from zero, `share` of them rounded up.
+
+    A segment is what one operator sums. Numbers of different operators do not compare: a linear term is small and
+    weighs much, so it is not to lose against the inputs of a hidden layer.
+    """
+    found = []
+    for piece in torch.split(values, list(segments), dim=1):
+        chosen = torch.topk(piece.abs(), kept_entries(share, piece.shape[1]), dim=1, sorted=False).indices
+        found.append(torch.zeros_like(piece).scatter_(1, chosen, piece.gather(1, chosen)))
+    return torch.cat(found, dim=1)
 
 
-def kept_numbers(share: float, numbers: int) -> int | None:
-    """m: how many of a sample's K numbers are sent if that share of them is to be. None if it is no shorter to send
-    values there, a bit for each number, and values back, than all of them both ways."""
-    if not numbers or share >= 1:
+def kept_numbers(share: float, segments: Sequence[int]) -> int | None:
+    """m: how many of a sample's K numbers are sent if that share of each segment is to be. None if it is no shorter to
+    send values there, a bit for each number, and values back, than all of them both ways."""
+    if not segments or share >= 1:
         return None
-    kept = kept_entries(share, numbers)
+    numbers, kept = sum(segments), sum(kept_entries(share, size) for size in segments)
     return kept if 2 * 4 * kept + min(numbers / 8, 4 * kept) < 2 * 4 * numbers else None
 
 

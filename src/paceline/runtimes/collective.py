@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from paceline.batch import Ints
-from paceline.exchange.cost import Exchange, Load, Plan, Roles, RowPart, Sent, Shape, choose, sent
+from paceline.exchange.cost import Exchange, Load, Plan, Roles, RowPart, Sent, Shape, choose, segments, sent
 from paceline.exchange.direct import DirectRoute
 from paceline.exchange.group import Group
 from paceline.exchange.masking import Mask, kept_numbers
@@ -82,7 +82,8 @@ class Collective:
         columns: Ints = np.concatenate([np.zeros(0, np.int64), *(np.arange(b, b + p.width) for p, b in moved)])
         narrow = Layout(tuple(p for p, _ in moved), layout.singles, layout.bags)
         self._columns = columns.shape[0]
-        self._kept_sums = kept_numbers(plan.shape.sums, self._substitution.width)
+        self._segments = segments(plan.shape, plan.modes)
+        self._masks_sums = kept_numbers(plan.shape.sums, self._segments) is not None
         self._server = None if route is None else Server(route, self._substitution, layout, columns)
         self._asker = None
         if replica is not None:
@@ -140,12 +141,12 @@ class Collective:
         expected: Sizes = {"rows": {}, "sums": {}}
         if server is not None:
             down["rows"] = {rank: server.rows(job) for rank, job in served.items()}
-            if self._kept_sums is None:
+            if not self._masks_sums:
                 down["sums"] = {rank: server.sums(job) for rank, job in served.items()}
         if asked is not None:
             counts = zip(self._shards, asked.counts(), strict=True)
             expected["rows"] = {rank: count * self._columns for rank, count in counts}
-            if self._kept_sums is None:
+            if not self._masks_sums:
                 expected["sums"] = dict.fromkeys(self._shards, asked.batch.samples * self._substitution.width)
         if not self._projects:
             pieces, sizes = self._dense_down(dense, {*served}, asked is not None)
@@ -153,8 +154,8 @@ class Collective:
         came = self._group.swap(down, expected)
         if not self._projects:
             self._take_dense(came)
-        if self._kept_sums is not None:
-            came["sums"] = self._masked_down(asked, served, self._kept_sums)
+        if self._masks_sums:
+            came["sums"] = self._masked_down(asked, served)
         return None if asked is None or asker is None else asker.compute(asked, came["rows"], came["sums"])
 
     def _backward(
@@ -200,11 +201,12 @@ class Collective:
             return 0.0
         return float(gradient.dot(gradient)) + float(np.vdot(computed.rows, computed.rows)) + squares
 
-    def _masked_down(self, asked: Asked | None, served: Mapping[int, Served], count: int) -> dict[int, Tensor]:
-        """The `count` largest of each sample's sums to the workers; all shards' for the own batch, [B, K]."""
-        to = {}
-        if self._server is not None:
-            to = {rank: thin(self._server.masked(job, count).reshape(-1).numpy()) for rank, job in served.items()}
+    def _masked_down(self, asked: Asked | None, served: Mapping[int, Served]) -> dict[int, Tensor]:
+        """The largest of each sample's sums to the workers; all shards' for the own batch, [B, K]."""
+        to, server = {}, self._server
+        if server is not None:
+            masked = {rank: server.masked(job, self._segments, self._plan.shape.sums) for rank, job in served.items()}
+            to = {rank: thin(sums.reshape(-1).numpy()) for rank, sums in masked.items()}
         came = self._group.thinned("sums", to)
         if asked is None:
             return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -78,9 +78,9 @@ class Server:
             job.sums = self._substitution.partial(job.leaves)
         return job.sums.detach()
 
-    def masked(self, job: Served, count: int) -> Tensor:
-        """The same with all but the `count` largest of each sample zero: these alone are sent."""
-        sent = largest(self.sums(job), count)
+    def masked(self, job: Served, segments: Sequence[int], share: float) -> Tensor:
+        """The same with all but the largest of each sample zero (see `largest`): these alone are sent."""
+        sent = largest(self.sums(job), segments, share)
         job.mask = Mask.of(sent)
         return sent
 
