@@ -201,10 +201,10 @@ def step_once(group, case: Case) -> dict:
     seen, masked, backward = {}, Server.masked, Server.backward
 
     def watch_masked(self, job, segments, share):
-        seen["sent"] = masked(self, job, segments, share)
-        seen["sums"], seen["segments"] = job.sums.detach().clone(), segments
-        seen["weights"] = job.pulled.weights.copy()
-        return seen["sent"]
+        found = masked(self, job, segments, share)
+        seen["mask"], seen["sums"] = job.mask.chosen.clone(), job.sums.detach().clone()
+        seen["segments"], seen["weights"] = segments, job.pulled.weights.copy()
+        return found
 
     def watch_backward(self, job, rows, sums):
         seen["back"] = sums.clone()

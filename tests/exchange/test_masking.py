@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ranks import LOAD, Case, Ranks, batches, make_model, step_once, train_together
 
 from paceline.exchange.cost import Load, Roles, RowPart, Shape, choose, numbers
-from paceline.exchange.masking import Mask, kept_numbers, largest
+from paceline.exchange.masking import kept_numbers, largest
 from paceline.exchange.substitution import Substitution
 from paceline.params.feedback import kept_entries
 from paceline.runtimes.collective import make_plan
@@ -29,16 +29,16 @@ def test_each_sample_sends_the_largest_of_each_segment(samples, segments, share,
     random = np.random.default_rng(seed)
     values = torch.from_numpy(random.standard_normal((samples, sum(segments))).astype(np.float32))
     values[torch.from_numpy(random.random(values.shape) < 0.3)] = 0.0
-    sent = largest(values, segments, share)
-    mask = Mask.of(sent)
-    assert torch.equal(sent[mask.chosen], values[mask.chosen])
-    for left, all_of_it in zip(sent.split(segments, 1), values.split(segments, 1), strict=True):
-        count = kept_entries(share, left.shape[1])
-        for row, whole in zip(left, all_of_it, strict=True):
-            assert int(row.count_nonzero()) == min(count, int(whole.count_nonzero())), "fewer only of fewer non-zeros"
-            smallest = float(row[row != 0].abs().min()) if row.any() else 0.0
-            assert bool((whole[row == 0].abs() <= smallest).all())
+    present = (values != 0) | torch.from_numpy(random.random(values.shape) < 0.5)
+    mask = largest(values, present, segments, share)
+    assert not (mask.chosen & ~present).any()
+    for chosen, sizes, there in zip(*(t.split(segments, 1) for t in (mask.chosen, values.abs(), present)), strict=True):
+        count = kept_entries(share, chosen.shape[1])
+        for row, size, able in zip(chosen, sizes, there, strict=True):
+            assert int(row.sum()) == min(count, int(able.sum())), "fewer only where there are no more"
+            assert bool((size[able & ~row] <= (size[row].min() if row.any() else 0)).all())
     assert torch.equal(mask.spread(mask.values(torch.ones(values.shape))), mask.chosen.float())
+    assert mask.count == int(mask.chosen.sum())
 
 
 def test_where_nothing_is_saved_all_is_sent():
@@ -71,7 +71,7 @@ class Masked:
         plan = make_plan(self.model, self.layout, case.dense, Roles(ranks, (0,)), LOAD, case.exchange, None, case.sums)
         self.substitution = Substitution(self.model, plan.shape, plan.modes)
         self.model.double()
-        self.masks = [answer["sent"] != 0 for answer in answers]
+        self.masks = [answer["mask"] for answer in answers]
         self.cells = [answer["cells"] for answer in answers]
 
     @torch.no_grad()
@@ -112,10 +112,10 @@ def test_gradients_are_those_of_the_masked_function(ranks, model, size, bags):
     assert answers[0]["loss"][0] == pytest.approx(function(rows), rel=1e-5)
     random, step, nothing = np.random.default_rng(1), 1e-5, 0
     for shard, answer in enumerate(answers):
-        sent, width, gradients = answer["sent"], answer["sums"].shape[1], answer["gradients"]
+        mask, width, gradients = answer["mask"], answer["sums"].shape[1], answer["gradients"]
         assert sum(answer["segments"]) == width
-        assert ((sent != 0).sum(1) <= kept_numbers(0.2, answer["segments"])).all()
-        assert answer["back"].shape == (int((sent != 0).sum()),), "values alone come back, and of the mask alone"
+        assert (mask.sum(1) <= kept_numbers(0.2, answer["segments"])).all()
+        assert answer["back"].shape == (int(mask.sum()),), "values alone come back, and of the mask alone"
         learns, rests = np.argwhere(gradients != 0), np.argwhere(gradients == 0)
         assert len(learns) > 5
         for row, column in [*random.permutation(learns)[:12], *random.permutation(rests)[:12]]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.exchange.thin import HEAD, Thin, pack, thicken, thin, thin_bytes, unpack
+from paceline.exchange.thin import HEAD, Thin, pack, sent_of, thicken, thin, thin_bytes, unpack
 
 
 @given(st.integers(0, 400), st.floats(0, 1), st.integers(0, 1000))
@@ -59,3 +59,18 @@ def test_as_bytes(n, density, seed):
     again = unpack(np.concatenate([np.zeros(1, np.uint8), data])[1:])  # not aligned
     assert again.form == found.form
     np.testing.assert_array_equal(thicken(again, n), thicken(found, n))
+
+
+@given(st.integers(0, 400), st.floats(0, 1), st.integers(0, 1000))
+def test_what_is_sent_is_known_even_where_it_is_zero(n, density, seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random(n) < density
+    values = rng.integers(0, 2, n).astype(np.float32)
+    found = unpack(pack(thin(values, mask)))
+    np.testing.assert_array_equal(sent_of(found, n), mask)
+    np.testing.assert_array_equal(thicken(found, n), np.where(mask, values, 0))
+    assert found.values.shape[0] == mask.sum()
+
+
+def test_of_what_is_whole_everything_was_sent():
+    assert sent_of(thin(np.ones(9, np.float32)), 9).all()

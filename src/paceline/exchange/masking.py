@@ -18,18 +18,20 @@ from torch import Tensor
 from paceline.params.feedback import kept_entries
 
 
-def largest(values: Tensor, segments: Sequence[int], share: float) -> Tensor:
-    """float32 [B, K] with all but some entries of each row set to zero: of each of the segments that K consists of
-    those that are farthest from zero, `share` of them rounded up.
+def largest(values: Tensor, present: Tensor, segments: Sequence[int], share: float) -> Mask:
+    """Which entries of float32 [B, K] are sent: in each row, of each of the segments that K consists of, those that are
+    farthest from zero, `share` of them rounded up. present: bool [B, K], sums of anything at all: others never are.
 
     A segment is what one operator sums. Numbers of different operators do not compare: a linear term is small and
-    weighs much, so it is not to lose against the inputs of a hidden layer.
+    weighs much, so it is not to lose against the inputs of a hidden layer. A sum that is zero may be sent: rows may
+    start at zero, and learn only from what is sent of them.
     """
     found = []
-    for piece in torch.split(values, list(segments), dim=1):
-        chosen = torch.topk(piece.abs(), kept_entries(share, piece.shape[1]), dim=1, sorted=False).indices
-        found.append(torch.zeros_like(piece).scatter_(1, chosen, piece.gather(1, chosen)))
-    return torch.cat(found, dim=1)
+    size = torch.where(present, values.abs(), -1.0)
+    for piece in torch.split(size, list(segments), dim=1):
+        chosen = torch.topk(piece, kept_entries(share, piece.shape[1]), dim=1, sorted=False).indices
+        found.append(torch.zeros(piece.shape, dtype=torch.bool).scatter_(1, chosen, True))
+    return Mask(torch.cat(found, dim=1) & present)
 
 
 def kept_numbers(share: float, segments: Sequence[int]) -> int | None:
@@ -44,14 +46,9 @@ def kept_numbers(share: float, segments: Sequence[int]) -> int | None:
 @final
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Which of B x K numbers were sent, bool [B, K]: those that are not zero."""
+    """Which of B x K numbers are sent, bool [B, K]."""
 
     chosen: Tensor
-
-    @staticmethod
-    def of(sent: Tensor) -> Mask:
-        """Of what was sent, or received."""
-        return Mask(sent != 0.0)
 
     @property
     def count(self) -> int:

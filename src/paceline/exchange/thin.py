@@ -41,16 +41,18 @@ def thin_bytes(entries: float, kept: float) -> tuple[float, float]:
     return (4 * entries, 0.0) if 4 * kept + places >= 4 * entries else (4 * kept, places)
 
 
-def thin(values: Floats) -> Thin:
-    """The shortest form of float32 [n]."""
-    n, kept = values.shape[0], int(np.count_nonzero(values))
+def thin(values: Floats, mask: npt.NDArray[np.bool_] | None = None) -> Thin:
+    """The shortest form of float32 [n]. mask: which of them are sent, whatever they are, and known to be sent; default:
+    those that are not zero."""
+    sent = values != 0.0 if mask is None else mask
+    n, kept = values.shape[0], int(np.count_nonzero(sent))
     mask_bytes = -(-n // 8)
-    if 4 * kept + min(4 * kept, mask_bytes) >= 4 * n:
+    if mask is None and 4 * kept + min(4 * kept, mask_bytes) >= 4 * n:
         return Thin("whole", values, np.zeros(0, np.uint8))
-    places = np.flatnonzero(values)
+    places = np.flatnonzero(sent)
     if 4 * kept <= mask_bytes:
         return Thin("places", values[places], places.astype(np.int32))
-    return Thin("mask", values[places], np.packbits(values != 0.0))
+    return Thin("mask", values[places], np.packbits(sent))
 
 
 def pack(found: Thin) -> npt.NDArray[np.uint8]:
@@ -73,11 +75,21 @@ def thicken(found: Thin, entries: int) -> Floats:
         if found.values.shape[0] != entries:
             raise ValueError(f"{found.values.shape[0]} numbers instead of {entries}")
         return found.values
-    places = found.places
-    if found.form == "mask":
-        places = np.flatnonzero(np.unpackbits(found.places, count=entries))
+    places = _places(found, entries)
     if places.shape[0] != found.values.shape[0] or (places.size and not 0 <= places.min() <= places.max() < entries):
         raise ValueError(f"{found.values.shape[0]} numbers at {places.shape[0]} places of {entries}")
     whole: Floats = np.zeros(entries, np.float32)
     whole[places] = found.values
     return whole
+
+
+def sent_of(found: Thin, entries: int) -> npt.NDArray[np.bool_]:
+    """Which of the numbers were sent, bool [entries]."""
+    sent = np.full(entries, found.form == "whole")
+    if found.form != "whole":
+        sent[_places(found, entries)] = True
+    return sent
+
+
+def _places(found: Thin, entries: int) -> npt.NDArray[Any]:
+    return np.flatnonzero(np.unpackbits(found.places, count=entries)) if found.form == "mask" else found.places

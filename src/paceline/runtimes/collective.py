@@ -21,7 +21,7 @@ from paceline.exchange.direct import DirectRoute
 from paceline.exchange.group import Group
 from paceline.exchange.masking import Mask, kept_numbers
 from paceline.exchange.substitution import Substitution
-from paceline.exchange.thin import thicken, thin
+from paceline.exchange.thin import sent_of, thicken, thin
 from paceline.models.base import Model
 from paceline.models.readers import readers_of
 from paceline.params.dense import flatten, slice_sizes
@@ -205,15 +205,14 @@ class Collective:
         """The largest of each sample's sums to the workers; all shards' for the own batch, [B, K]."""
         to, server = {}, self._server
         if server is not None:
-            masked = {rank: server.masked(job, self._segments, self._plan.shape.sums) for rank, job in served.items()}
-            to = {rank: thin(sums.reshape(-1).numpy()) for rank, sums in masked.items()}
+            to = {rank: server.masked(job, self._segments, self._plan.shape.sums) for rank, job in served.items()}
         came = self._group.thinned("sums", to)
         if asked is None:
             return {}
         shape = asked.batch.samples, self._substitution.width
-        sums = {r: torch.from_numpy(thicken(came[r], shape[0] * shape[1])).view(shape) for r in self._shards}
-        self._masks = {rank: Mask.of(values) for rank, values in sums.items()}
-        return sums
+        size = shape[0] * shape[1]
+        self._masks = {rank: Mask(torch.from_numpy(sent_of(came[rank], size)).view(shape)) for rank in self._shards}
+        return {rank: torch.from_numpy(thicken(came[rank], size)).view(shape) for rank in self._shards}
 
     def _gather(self, local: Pieces, asked: Asked | None, gradient: Tensor) -> float:
         """What the shards computed of the own gradient: adds that of the dense parameters in partials to `gradient`, in

@@ -16,6 +16,7 @@ from paceline.exchange.direct import DirectRoute, Pulled
 from paceline.exchange.masking import Mask, largest
 from paceline.exchange.positions import Bytes8, Cells, decode, pooled, spread
 from paceline.exchange.substitution import Substitution
+from paceline.exchange.thin import Thin, thin
 from paceline.params.shard import Gradient
 from paceline.runtimes.compute import Layout
 
@@ -78,11 +79,11 @@ class Server:
             job.sums = self._substitution.partial(job.leaves)
         return job.sums.detach()
 
-    def masked(self, job: Served, segments: Sequence[int], share: float) -> Tensor:
-        """The same with all but the largest of each sample zero (see `largest`): these alone are sent."""
-        sent = largest(self.sums(job), segments, share)
-        job.mask = Mask.of(sent)
-        return sent
+    def masked(self, job: Served, segments: Sequence[int], share: float) -> Thin:
+        """Of the same the largest of each sample (see `largest`), which alone are sent."""
+        sums, fields = self.sums(job), np.stack([np.diff(cell.offsets) > 0 for cell in job.cells], axis=1)
+        job.mask = largest(sums, self._substitution.present(torch.from_numpy(fields)), segments, share)
+        return thin(sums.reshape(-1).numpy(), job.mask.chosen.reshape(-1).numpy())
 
     def backward(self, job: Served, rows: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the moved columns and of the sums that were sent into gradients of this shard's rows.
