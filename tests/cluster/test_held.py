@@ -37,8 +37,8 @@ def office(restored=None, workers=2):
     held, notes = Held(clock), []
     held.note = notes.append
     held.begin(restored or {})
-    for number in range(workers):
-        held.came(f"worker-{number}")
+    epochs = [held.came(f"worker-{number}") for number in range(workers)]
+    assert set(epochs) == {2}, "it begins with nobody"
     return held, notes, clock
 
 
@@ -89,8 +89,8 @@ def test_of_who_is_gone_it_is_lost_and_said_once():
     number = held.want(1)
     for worker in range(3):
         held.answered(f"worker-{worker}", number, torch.ones(3))
-    held.left("worker-1")
-    held.left("worker-2")
+    held.left("worker-1", 2)
+    held.left("worker-2", 2)
     assert len(held.collect(number, 0)) == 3, "it may come again"
     clock.now += 10
     number = held.want(2)
@@ -115,6 +115,18 @@ def test_after_a_restore_each_process_is_told_until_it_has_loaded():
     for process in ("worker-0", "worker-1"):
         held.answered(process, number, torch.ones(3))
     assert set(held.collect(number)) == {"worker-0", "worker-1"}
+
+
+def test_connections_of_an_older_generation_break_when_they_like():
+    held, _, clock = office(workers=1)
+    held.begin({})
+    held.came("worker-0")
+    held.left("worker-0", 2)
+    held.left("worker-1", 2)
+    clock.now += 10
+    number = held.want(1)
+    held.answered("worker-0", number, torch.ones(3))
+    assert set(held.collect(number, 0)) == {"worker-0"}, "it is still here"
 
 
 def test_where_nobody_holds_back_nobody_is_asked():

@@ -32,11 +32,13 @@ class Held:
         self._clock = clock
         self._changed = threading.Condition()
         self._said = False
+        self._epoch = 0
         self.begin({}, False)
 
     def begin(self, restored: dict[str, Tensor], active: bool = True) -> None:
         """A generation begins, from a snapshot with these states. active: whether workers hold anything back."""
         with self._changed:
+            self._epoch += 1
             self._active, self._restored = active, dict(restored)
             self._number, self._version = 0, 0  # of the newest snapshot
             self._states: dict[str, Tensor] = {}
@@ -44,16 +46,18 @@ class Held:
             self._places: dict[str, int] = {}  # connections of each process
             self._left: dict[str, float] = {}  # when a process's last one broke
 
-    def came(self, process: str) -> None:
-        """A seat or rank of the process is at the office."""
+    def came(self, process: str) -> int:
+        """A seat or rank of the process is at the office. Returns what to show when it leaves."""
         with self._changed:
             self._places[process] = self._places.get(process, 0) + 1
+            return self._epoch
 
-    def left(self, process: str) -> None:
-        """It is gone, perhaps to come again."""
+    def left(self, process: str, epoch: int) -> None:
+        """It is gone, perhaps to come again. Those of an older generation do not count."""
         with self._changed:
-            self._places[process] -= 1
-            self._left[process] = self._clock()
+            if epoch == self._epoch:
+                self._places[process] -= 1
+                self._left[process] = self._clock()
 
     def question(self, process: str) -> Question | None:
         """What the process has to do before it is given work: load a state, or give its own."""

@@ -51,6 +51,7 @@ class Place:
         self.process = process_of(self.worker or "")  # the worker without the number of its lease
         self.day = 0  # the last one that is over for it
         self.lease: Lease | None = None  # granted, and kept until a question is answered
+        self.epoch = -1  # of what is held back
         self.heard = time.monotonic()
 
 
@@ -236,7 +237,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         with self._changed:
             self._places[place.name] = place
             if place.process:
-                self.held.came(place.process)
+                place.epoch = self.held.came(place.process)
             if place.member is not None:
                 self._lockstep.members[place.member.name] = place.member
             self._changed.notify_all()
@@ -369,6 +370,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
                     ):
                         coordinator.join(place.worker)
                         self._seated.add(place.worker)
+                        place.lease = None  # one that was kept from before has been issued again
                         return coordinator, statistics
                 self._changed.wait(0.5)
 
@@ -378,7 +380,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
                 return
             del self._places[place.name]
             if place.process:
-                self.held.left(place.process)
+                self.held.left(place.process, place.epoch)
             coordinator, statistics = self._coordinator, self._statistics
             if place.member is not None:
                 self._lockstep.leave(place.member, coordinator)
