@@ -11,7 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(p.stem for p in (ROOT / "evidence").glob("*.py") if p.stem != "harness")
 DATA = Path(os.environ.get("PACELINE_DATA", ROOT.parent / "shared" / "data"))
-NEEDED = {"gba_criteo": ("criteo",), "gp_factorization": ("context",), "mrmn": ("retailrocket", "tmall")}
+NEEDED = {
+    "gba_criteo": ("criteo",),
+    "compression": ("criteo",),
+    "gp_factorization": ("context",),
+    "mrmn": ("retailrocket", "tmall"),
+}
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from paceline.params.table import Table
 from paceline.runtimes.body import Store
 from paceline.runtimes.compute import Layout, Replica
 from paceline.runtimes.device import find_device
+from paceline.runtimes.holding import Holding
 from paceline.runtimes.statistics import Statistics
 from paceline.schema import CRITEO_COLUMNS, Schema
 from paceline.teachers import Teachers
@@ -211,8 +212,16 @@ def assemble(
     route = DirectRoute(make_shard(config)) if store is None else store
     made = make_replicas(config, config.workers if replicas is None else replicas, device)
     layout = made[0].layout
-    statistics = Statistics(made[0].statistics)
+    statistics = Statistics(made[0].statistics, make_holding(config, made[0].model))
     return Job(config, source.schema, source, day_files(config, base), layout, route, made, statistics)
+
+
+def make_holding(config: JobConfig, model: Model) -> Holding | None:
+    """What workers hold back of their gradients, if the job has them do so."""
+    thinning = None if config.compress is None else config.compress.thinning
+    if thinning is None:
+        return None
+    return Holding([parameter.numel() for parameter in model.parameters()], thinning)
 
 
 def _check_weights(config: JobConfig, rows: SparseOptimizer, dense: DenseBlock) -> None:

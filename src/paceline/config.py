@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from paceline import pace as p
 from paceline.clusterconfig import ClusterConfig, InjectConfig
 from paceline.codistillconfig import CodistillConfig
+from paceline.compressconfig import CompressConfig
 from paceline.data.share import Share
 from paceline.interactionsconfig import InteractionsConfig
 from paceline.keys import Strict, keyed
@@ -258,6 +259,7 @@ class JobConfig(Strict):
     cluster: ClusterConfig | None = None
     inject: list[InjectConfig] = []
     codistill: CodistillConfig | None = None
+    compress: CompressConfig | None = None
     seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
@@ -313,6 +315,12 @@ class JobConfig(Strict):
             raise ValueError("codistill: teachers predict clicks, and interactions are ranked; leave one of them out")
         return self
 
+    @model_validator(mode="after")
+    def _sums(self) -> JobConfig:
+        if self.compress is not None:
+            self.compress.check(None if self.cluster is None else self.cluster.steps, self.cluster is not None)
+        return self
+
     @property
     def drawn_seed(self) -> int:
         """From which the model is drawn: each group of a codistillation has its own."""
@@ -364,9 +372,11 @@ class JobConfig(Strict):
         """The resolved configuration, with every default written out."""
         values = self.model_dump(mode="json", by_alias=True)
         values["batch"]["local"] = self.local_batch
-        for key in ("codistill", "interactions"):
+        for key in ("codistill", "compress", "interactions"):
             if values[key] is None:
                 del values[key]
+        if self.compress is not None:
+            values["compress"] = {key: value for key, value in values["compress"].items() if value is not None}
         if self.cluster is None:
             del values["cluster"]
         elif self.cluster.security.token is not None and not self.cluster.security.token.startswith(("env:", "file:")):

@@ -68,6 +68,8 @@ def _warn(config: JobConfig, spec: ClusterSpec, watcher: Watcher) -> None:
     """Tell of settings that are legal and seldom meant."""
     if config.inject:
         watcher.note("inject is for real workers: slow and dying ones of a simulation are in cluster.yaml")
+    if config.compress is not None and config.compress.sums < 1:
+        watcher.note("compress.activations: a simulation moves rows, of which nothing is left out")
     if config.batch.local is None and config.local_batch * spec.workers > config.batch.global_:
         watcher.note(
             f"batch.global ({config.batch.global_:,}) does not divide by {spec.workers:,} workers: each gradient is of"

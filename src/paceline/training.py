@@ -102,6 +102,8 @@ class Trainer:
         self._switching = Switching(job.config, run.path, watcher.note)
         codistill = job.config.codistill
         self._lessons = None if codistill is None else Lessons(codistill, run.path, watcher.note)
+        if job.statistics.holding is not None:
+            job.statistics.holding.note = watcher.note
 
     # --- beginning ----------------------------------------------------------------------------------------------
 
@@ -321,7 +323,8 @@ class Trainer:
             )
         self._keeper.wait()
         copy = self._keeper.take()
-        self._keeper.write(copy, state, coordinator.progress.sound, self.job.statistics.tensors())
+        own = self.job.statistics.tensors(coordinator.machine.version)
+        self._keeper.write(copy, state, coordinator.progress.sound, own)
         self._saved_at = coordinator.machine.account.read
 
     def _stopped(self, error: BaseException) -> BaseException:

@@ -24,12 +24,14 @@ from paceline.models.base import Inputs, Normalised
 from paceline.models.registry import build_model
 from paceline.pace import Apply, Part
 from paceline.params.dense import DenseBlock, make_optimizer, slice_sizes, slices
+from paceline.params.feedback import Feedback, Thinning
 from paceline.params.shard import Shard
 from paceline.params.table import Table
 from paceline.runtimes.collective import Collective, make_plan
-from paceline.runtimes.compute import Layout, Replica
+from paceline.runtimes.compute import Layout, Replica, sent
 from paceline.runtimes.coordinator import Lease
 from paceline.runtimes.local import settle_thread
+from paceline.runtimes.serving import Server
 
 LOAD = Load(16, 200, 120)
 SECURITY = Security()
@@ -55,6 +57,8 @@ class Case:
     reverse: bool = False
     roles: Roles | None = None
     modes: dict | None = None  # instead of the plan's own
+    keep: float = 1.0  # share of each dense gradient that leaves
+    sums: float = 1.0  # share of a sample's partial sums that is sent
     huge: int = -1  # the number of a gradient whose dense inputs are too large
     capacity: int = CAPACITY  # of the lists of ids
     load: Load = LOAD  # that the plan is made for
@@ -100,6 +104,15 @@ def make_model(case: Case):
     return Normalised(model, inputs) if case.normalise != "none" and case.dense else model
 
 
+def thinning(case: Case) -> Thinning | None:
+    return None if case.keep == 1 else Thinning(case.keep, 7, 8)
+
+
+def make_feedback(case: Case, model) -> Feedback | None:
+    made = thinning(case)
+    return None if made is None else Feedback([p.numel() for p in model.parameters()], made)
+
+
 def make_route(case: Case, shard: int, shards: int) -> DirectRoute:
     model = make_model(case)
     bounds = np.concatenate([np.full(p.width, max(p.std, 0.05) * 3**0.5, np.float32) for p in model.parts()])
@@ -132,16 +145,18 @@ def train_alone(case: Case) -> dict:
     model = make_model(case)
     layout = Layout(model.parts(), case.singles, len(case.bags))
     replica = Replica(model, layout, case.precision)
+    feedback = make_feedback(case, model)
     number, losses = 0, []
     for version, update in enumerate(batches(case), 1):
         first = number
         for batch in update:
             loss, gradient = replica.gradient(batch, route.pull(batch.flat_ids(), replica.flat))
-            route.push(number, gradient)
+            route.push(number, sent(gradient, feedback, version - 1))
             losses.append((loss, gradient.norm()))
             number += 1
         route.apply(command(version, list(range(first, number)), [b.samples for b in update]))
-    return {"losses": losses, **state(route)}
+    held = None if feedback is None else feedback.state().numpy()
+    return {"held": held, "losses": losses, **state(route)}
 
 
 def train_together(group, case: Case, die: tuple[int, int] | None = None) -> dict:
@@ -149,12 +164,15 @@ def train_together(group, case: Case, die: tuple[int, int] | None = None) -> dic
     roles = case.roles or Roles(tuple(range(group.size)), tuple(range(group.size)))
     model = make_model(case)
     layout = Layout(model.parts(), case.singles, len(case.bags))
-    plan = make_plan(model, layout, case.dense, roles, case.load, case.exchange)
+    plan = make_plan(model, layout, case.dense, roles, case.load, case.exchange, thinning(case), case.sums)
     if case.modes is not None:
         plan = replace(plan, modes=case.modes)
     shard = roles.shards.index(group.rank) if group.rank in roles.shards else None
     route = None if shard is None else make_route(case, shard, len(roles.shards))
     replica = Replica(model, layout, case.precision) if group.rank in roles.workers else None
+    feedback = None if replica is None else make_feedback(case, model)
+    if replica is not None:
+        replica.feedback = feedback
     engine = Collective(group, plan, model, layout, route, replica, case.capacity)
     place = roles.workers.index(group.rank) if replica is not None else None
     number, steps, losses, counted = 0, 0, {}, []
@@ -175,7 +193,41 @@ def train_together(group, case: Case, die: tuple[int, int] | None = None) -> dic
         if route is not None:
             route.apply(command(version, list(range(first, number)), [b.samples for b in update]))
     statistics = None if replica is None else replica.statistics.numpy()
-    return {"losses": losses, "counted": counted, "plan": plan, "statistics": statistics, **state(route)}
+    held = None if feedback is None else feedback.state().numpy()
+    return {"held": held, "losses": losses, "counted": counted, "plan": plan, "statistics": statistics, **state(route)}
+
+
+def step_once(group, case: Case) -> dict:
+    """The first step of a job in which rank 0 has a worker: each shard's sums as they were and as they were sent, and
+    the gradients that came of it."""
+    roles = Roles(tuple(range(group.size)), (0,))
+    model = make_model(case)
+    layout = Layout(model.parts(), case.singles, len(case.bags))
+    plan = make_plan(model, layout, case.dense, roles, LOAD, case.exchange, None, case.sums)
+    route = make_route(case, group.rank, group.size)
+    replica = Replica(model, layout, case.precision) if group.rank == 0 else None
+    engine = Collective(group, plan, model, layout, route, replica)
+    seen, masked, backward = {}, Server.masked, Server.backward
+
+    def watch_masked(self, job, segments, share):
+        found = masked(self, job, segments, share)
+        seen["mask"], seen["sums"] = job.mask.chosen.clone(), job.sums.detach().clone()
+        seen["segments"], seen["weights"] = segments, job.pulled.weights.copy()
+        return found
+
+    def watch_backward(self, job, rows, sums):
+        seen["back"] = sums.clone()
+        found = backward(self, job, rows, sums)
+        seen["gradients"], seen["cells"] = job.gradients.copy(), job.cells
+        return found
+
+    Server.masked, Server.backward = watch_masked, watch_backward
+    try:
+        batch = batches(case)[0][0]
+        loss = engine.step(Lease(0, 0, 0, batch) if replica is not None else None)
+    finally:
+        Server.masked, Server.backward = masked, backward
+    return {**seen, "loss": loss, "counted": (engine.sent, engine.predicted)}
 
 
 def push_and_pull(group, case: Case) -> dict:

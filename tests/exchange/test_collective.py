@@ -231,6 +231,49 @@ def test_a_loss_that_is_not_finite_is_the_same_error_and_stops_everybody(ranks):
         assert all("lost another rank" in str(error) for error in found[::2])
 
 
+@pytest.mark.parametrize("exchange", ["rows", "substitute"])
+def test_a_worker_that_holds_back_trains_as_one_that_pushes(ranks, exchange):
+    """One worker and shards on up to 4 ranks: what leaves and what is held back of its dense gradients is the same."""
+    case = Case("deepfm", SMALL["deepfm"], exchange, keep=0.1, sizes=(16,), last=(16,))
+    alone = ranks.alone(train_alone, case)
+    for size in (1, 2, 4):
+        roles = Roles(tuple(range(size)), (0,))
+        answers = ranks.together(size, train_together, replace(case, roles=roles))
+        found = joined(answers)
+        if exchange == "rows":
+            same(found, alone)
+            np.testing.assert_array_equal(answers[0]["held"], alone["held"])
+        else:
+            close(found, alone, 1e-3)
+
+
+@pytest.mark.parametrize("exchange", ["rows", "substitute"])
+def test_bytes_of_what_leaves_are_counted_and_predicted(ranks, exchange):
+    case = Case("deepfm", {"dim": 4, "hidden": [64, 32]}, exchange, keep=0.02, updates=8, last=(16,) * 4)
+    plain, thin = (joined(ranks.together(4, train_together, each)) for each in (replace(case, keep=1.0), case))
+    whole, sent, predicted = (
+        sum(found["values"].get(kind, 0) for kind in KINDS)
+        for found, KINDS in (
+            (totals(plain, 0), ("dense",)),
+            (totals(thin, 0), ("dense", "dense_gradients", "dense_gradients_places")),
+            (totals(thin, 1), ("dense", "dense_gradients", "dense_gradients_places")),
+        )
+    )
+    assert sent < 0.65 * whole, "parameters come whole, gradients leave thin"
+    assert sent == pytest.approx(predicted, rel=0.05)
+    values = totals(thin, 0)["values"]
+    assert 0 < values["dense_gradients_places"] <= values["dense_gradients"]
+
+
+def totals(found: dict, which: int) -> dict:
+    """Bytes of all ranks and steps, measured (0) or predicted (1), by kind."""
+    values: dict[str, float] = {}
+    for counted in found["counted"]:
+        for kind, size in counted[which].values.items():
+            values[kind] = values.get(kind, 0) + size
+    return {"values": values}
+
+
 def test_a_rank_that_dies_is_an_error_for_all_others_and_a_new_group_goes_on(ranks):
     """The last test here: one process of the four is gone. The others meet in a group of their own."""
     case = Case("fm", SMALL["fm"], "substitute")

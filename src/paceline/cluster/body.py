@@ -84,6 +84,7 @@ class ClusterBody:
             self._coordinator, self._updates = coordinator, coordinator.machine.account.updates
             self._recovered = self._on_start()
         self._statistics.keep(self._office.workers())
+        self._office.held.keep(self._office.workers())
         ahead = ReadAhead(source, _AHEAD, self._office.poke)
         coordinator.open(ahead)
         self._office.open_day(coordinator, self._statistics)

@@ -24,6 +24,7 @@ from paceline.exchange.group import open_store
 from paceline.exchange.pulse import asked
 from paceline.exchange.security import Security
 from paceline.params.dense import slice_sizes
+from paceline.params.feedback import kept_of_slices
 from paceline.training import train
 
 
@@ -91,7 +92,7 @@ class Chief:
         """Open the office; its address, and the process's number."""
         if self._office is None:
             self._office = Office(self._security, self._host)
-            self._office.note = self._messages.note
+            self._office.note = self._office.held.note = self._messages.note
         return f"{self._host}:{self._office.port}", os.getpid()
 
     def meeting(self) -> tuple[str, int] | None:
@@ -117,7 +118,9 @@ class Chief:
         width = sum(part.width for part in model.parts())
         sizes = slice_sizes(model, len(shards))
         store = FarShards(self._security, shards, generation, sizes, width)
-        traffic = Traffic(sizes, width, cluster.nodes, workers, 2 if cluster.rows == "bf16" else 4)
+        thinning = None if self._config.compress is None else self._config.compress.thinning
+        kept = None if thinning is None else kept_of_slices(model, len(shards), thinning)
+        traffic = Traffic(sizes, width, cluster.nodes, workers, 2 if cluster.rows == "bf16" else 4, kept)
 
         def started() -> dict[str, Any]:
             times, seconds, lost_at = recovered
@@ -134,7 +137,7 @@ class Chief:
             office.begin(generation, len(shards) if cluster.steps is not None else 0, shards)
 
         def keeper(folder: Path, job: Job) -> ClusterKeeper:
-            return ClusterKeeper(folder, job.config.checkpoint.keep, store, ready)
+            return ClusterKeeper(folder, job.config.checkpoint.keep, store, ready, office.held)
 
         try:
             config, base, threads = self._config, self._base, max(1, min(4, os.cpu_count() or 1))

@@ -40,7 +40,7 @@ class Result:
 class Order:
     """What a rank is to do: its lease, if any, on version `version`, in group number `group` as rank `rank` of the
     processes `names`, whose workers are `workers`; load: samples, positions, distinct ids and bits a position of a
-    usual batch."""
+    usual batch; undo: the step before this one did not count."""
 
     group: int
     rank: int
@@ -49,6 +49,7 @@ class Order:
     version: int
     load: tuple[float, float, float, float]
     lease: Lease | None
+    undo: bool = False
 
 
 @dataclass(slots=True)
@@ -60,6 +61,7 @@ class Member:
     worker: str | None
     result: Result | None = None  # with which it waits for the next step
     order: Order | None = None
+    undo: bool = False  # its last step did not count
 
 
 class Lockstep:
@@ -73,6 +75,7 @@ class Lockstep:
         self._broke = 0  # steps in a row
         self._why, self._said = "", False  # of the last of them
         self._group, self._names = 0, tuple[str, ...]()
+        self._stepped = tuple[str, ...]()  # processes that the step under way was ordered of
         self._out: dict[str, Lease] = {}  # of the step that is under way
         self._broken = False
         self._load = (0.0, 0.0, 0.0, 0.0)
@@ -172,7 +175,9 @@ class Lockstep:
                 if member.result is not None:
                     traffic.add_step(member.result.sent, member.result.predicted)
         for member in members:
+            member.undo |= broken and member.name in self._stepped
             member.result = Result(broken=False)  # counted; it goes on waiting
+        self._stepped = ()
         self._out, self._broken = {}, False
 
     @property
@@ -207,8 +212,9 @@ class Lockstep:
         version = coordinator.machine.version
         for rank, member in enumerate(members):
             lease = None if member.worker is None else self._out.get(member.worker)
-            member.order = Order(self._group, rank, names, ranks, version, self._load, lease)
-            member.result = None
+            member.order = Order(self._group, rank, names, ranks, version, self._load, lease, member.undo)
+            member.result, member.undo = None, False
+        self._stepped = names
 
     def _away(self, coordinator: Coordinator, worker: str) -> None:
         self.stepping.discard(worker)

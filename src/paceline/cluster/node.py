@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline import checkpoint
-from paceline.assembly import make_replicas, make_shard
+from paceline.assembly import make_holding, make_replicas, make_shard
 from paceline.cluster.remote import RemoteOffice, RemoteRank
 from paceline.cluster.spec import NodeSpec
 from paceline.cluster.stepping import Meeting, Stepper
@@ -99,6 +99,10 @@ class Node:
         if not self._replicas:
             count = 1 if self.spec.worker is None else self.spec.ahead + 1
             self._replicas += make_replicas(self._config, count, self._config.device, self._gpus > 0)
+        holding = make_holding(self._config, self._replicas[0].model)
+        feedback = None if holding is None or self.spec.worker is None else holding.new()
+        for replica in self._replicas:
+            replica.feedback = feedback
         if meeting is not None:
             thread = threading.Thread(
                 target=self._rank, args=(generation, office, meeting), name=f"rank {self.spec.name}", daemon=True
@@ -215,18 +219,18 @@ class Node:
             self._ended.wait(_AGAIN)
 
     def _work(self, name: str, ahead: bool, replica: Replica, generation: int, shards: list[str], office: str) -> None:
-        spec, width = self.spec, replica.layout.width
+        spec, width, thins = self.spec, replica.layout.width, replica.feedback is not None
         ways: list[ShardWay] = []
         for number, address in enumerate(shards):
             if number != spec.shard and asked(spec.security, address, "statistics") is None:
                 raise PeerLost(f"shard {number} at {address} does not answer")
-        far = RemoteOffice(spec.security, office, name, ahead, generation, replica.statistics)
+        far = RemoteOffice(spec.security, office, name, ahead, generation, replica.statistics, replica.feedback)
         with self._open(Line(far, ways)):
             for number, address in enumerate(shards):
                 if number == spec.shard and self._desk is not None:
                     ways.append(NearShard(self._desk, generation))
                 else:
-                    ways.append(FarShard(spec.security, address, generation, width, spec.bf16))
+                    ways.append(FarShard(spec.security, address, generation, width, spec.bf16, thins))
             route = ShardedRoute(ways, slice_sizes(replica.model, spec.shards), width)
             far.carried = route.carried
             far.busy = self._busy.share
@@ -260,12 +264,11 @@ class Node:
         alone = self._gpus >= 1
         while generation == self._generation and not self._ended.is_set():
             with contextlib.suppress(Stopped, Superseded, PeerLost):
-                far = RemoteRank(spec.security, office, spec.name, spec.shard, worker, generation)
+                far = RemoteRank(spec.security, office, spec.name, spec.shard, worker, generation, replica.feedback)
                 works = spec.worker is not None
                 turn = Turn(spec.slow)
-                stepper = Stepper(
-                    where, self._desk, replica, works, spec.shards, dense, exchange, generation, turn, alone
-                )
+                facts = (spec.shards, dense, exchange, generation, turn, alone, self._config.compress)
+                stepper = Stepper(where, self._desk, replica, works, *facts)
                 with self._open(Line(far, [], stepper)):
                     stepper.run(far)
             self._ended.wait(_AGAIN)

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.flight as fl
 import torch
 
-from paceline.cluster.lockstep import Lockstep, Member, Result, read_result
+from paceline.cluster.held import Held, Question
+from paceline.cluster.lockstep import Lockstep, Result, read_result
+from paceline.cluster.place import Place, process_of
 from paceline.cluster.reach import GRACE, PATIENCE, Reach
 from paceline.cluster.remote import write_lease, write_order
 from paceline.cluster.traffic import Traffic
@@ -27,29 +29,6 @@ from paceline.runtimes.coordinator import Coordinator, Lease, Stopped
 from paceline.runtimes.statistics import Statistics
 
 _FAREWELL = 30.0  # seconds that workers have to leave a finished day
-
-
-def process_of(worker: str) -> str:
-    """Seats of one process are called worker-2, worker-2+1, ...: the first of them."""
-    return worker.split("+")[0]
-
-
-class Place:
-    """A connection to the office: a worker's seat, or a process's rank in steps that all take part in (member).
-
-    ahead: the seat only takes leases while no pace has rounds, so that another one of the same process computes
-    meanwhile.
-    """
-
-    def __init__(self, opened: dict[str, Any], context: Any) -> None:
-        self.generation, self.context = opened["generation"], context
-        self.worker = opened["worker"]
-        self.ahead = opened.get("ahead", False)
-        self.member = Member(opened["rank"], opened["shard"], opened["worker"]) if "rank" in opened else None
-        self.name = f"rank {opened['rank']}" if self.member is not None else opened["worker"]
-        self.process = process_of(self.worker or "")  # the worker without the number of its lease
-        self.day = 0  # the last one that is over for it
-        self.heard = time.monotonic()
 
 
 class Office(fl.FlightServerBase):  # type: ignore[misc]
@@ -76,6 +55,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         self._late = False  # whether nobody waits for the processes of all shards any more
         self._whole_at = 0.0  # when every shard's process was last there for steps
         self.traffic: Traffic | None = None
+        self.held = Held()
         self.note: Callable[[str], None] = lambda _: None  # what a person should know
 
     # --- the coordinator's side ---------------------------------------------------------------------------------
@@ -242,6 +222,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             self._leave(before)
         with self._changed:
             self._places[place.name] = place
+            if place.process:
+                place.epoch = self.held.came(place.process)
             if place.member is not None:
                 self._lockstep.members[place.member.name] = place.member
             self._changed.notify_all()
@@ -269,6 +251,12 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
                 return self._lease(place)
             case "step":
                 return self._step(place, read_result(head, torch.from_numpy(wire.unpack(data, 0, np.float32).copy())))
+            case "held":
+                with self._changed:
+                    self._check(place)
+                state = torch.from_numpy(wire.unpack(data, 0, np.float32).copy())
+                self.held.answered(place.process, head["number"], state)
+                return self._lease(place) if place.member is None else self._step(place, None)
         with self._changed:
             self._check(place)
             coordinator = self._coordinator
@@ -293,18 +281,22 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         if place.generation != self.generation or self._places.get(place.name) is not place:
             raise Superseded
 
-    def _step(self, place: Place, result: Result) -> tuple[dict[str, Any], list[Any]]:
+    def _step(self, place: Place, result: Result | None) -> tuple[dict[str, Any], list[Any]]:
         member = place.member
         assert member is not None
         with self._changed:
             self._check(place)
-            self._lockstep.bring(member, result)
-            self._advance()
-            while member.order is None:
+            if result is not None:
+                self._lockstep.bring(member, result)
+                self._advance()
+            while (asked := self.held.question(place.process)) is None and member.order is None:
                 if self._lockstep.members.get(member.name) is not member:
                     raise Superseded  # it was to leave
-                self._changed.wait()
+                self._changed.wait(0.5)
                 self._check(place)
+            if asked is not None:
+                return asked
+            assert member.order is not None
             order, member.order = member.order, None
             statistics = self._statistics
             assert statistics is not None
@@ -314,26 +306,36 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
 
     def _lease(self, place: Place) -> tuple[dict[str, Any], list[Any]]:
         while True:
-            coordinator, statistics = self._await_day(place)
+            waited = self._await_day(place)
+            if isinstance(waited[0], dict):
+                return waited
+            coordinator, statistics = waited
             try:
-                lease = coordinator.lease(place.worker)
+                lease, place.lease = place.lease or coordinator.lease(place.worker), None
             except Stopped:
                 with self._changed:
                     if coordinator.failure is not None or place.worker in self._seated:
                         raise
                     continue  # the pace goes in steps now
             if lease is not None:
+                asked = self.held.question(place.process)
+                if asked is not None:
+                    place.lease = lease
+                    return asked
                 told, whole = write_lease(lease, statistics.of(place.worker))
                 return told, [whole]
             with self._changed:
                 place.day = self._day
                 self._unseat(coordinator, place.worker)
 
-    def _await_day(self, place: Place) -> tuple[Coordinator, Statistics]:
-        """Wait until there is work for this seat, and join."""
+    def _await_day(self, place: Place) -> tuple[Coordinator, Statistics] | Question:
+        """Wait until there is work for this seat, and join; or until it is asked something."""
         with self._changed:
             while True:
                 self._check(place)
+                asked = self.held.question(place.process)
+                if asked is not None:
+                    return asked
                 if place.process in self._away:
                     raise Superseded
                 coordinator, statistics = self._coordinator, self._statistics
@@ -354,6 +356,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
                     ):
                         coordinator.join(place.worker)
                         self._seated.add(place.worker)
+                        place.lease = None  # one that was kept from before has been issued again
                         return coordinator, statistics
                 self._changed.wait(0.5)
 
@@ -362,6 +365,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             if self._places.get(place.name) is not place:
                 return
             del self._places[place.name]
+            if place.process:
+                self.held.left(place.process, place.epoch)
             coordinator, statistics = self._coordinator, self._statistics
             if place.member is not None:
                 self._lockstep.leave(place.member, coordinator)

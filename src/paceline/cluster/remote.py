@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,17 +17,26 @@ from paceline.exchange import wire
 from paceline.exchange.desk import Superseded
 from paceline.exchange.security import Security
 from paceline.exchange.shards import Stream
+from paceline.params.feedback import Feedback
 from paceline.runtimes.coordinator import Lease, Stopped
 
 
 class RemoteOffice:
     """A worker's stand-in for the coordinator; an `Office` of `paceline.runtimes.local`. statistics: the worker's own
-    of batch normalisation, which each lease brings up to date."""
+    of batch normalisation, which each lease brings up to date; feedback: what its process holds back of gradients."""
 
     def __init__(
-        self, security: Security, address: str, worker: str, ahead: bool, generation: int, statistics: Tensor
+        self,
+        security: Security,
+        address: str,
+        worker: str,
+        ahead: bool,
+        generation: int,
+        statistics: Tensor,
+        feedback: Feedback | None = None,
     ) -> None:
         self._stream = Stream(security, address, {"worker": worker, "ahead": ahead, "generation": generation})
+        self._feedback = feedback
         self._unread = 0  # answers to pushes, which nobody waits for
         self._statistics = statistics
         self.busy: Callable[[], float] = float  # share of the time that the process computes
@@ -39,7 +49,7 @@ class RemoteOffice:
             for _ in range(self._unread):
                 self._stream.receive()
             self._unread = 0
-            head, data = self._stream.receive()
+            head, data = _answer(self._stream, self._feedback)
         except Superseded:
             raise Stopped from None
         lease, statistics = read_lease(head, wire.unpack(data, 0, "u1"))
@@ -68,8 +78,16 @@ class RemoteRank:
     """A process's stand-in for the coordinator where all take part in every step."""
 
     def __init__(
-        self, security: Security, address: str, name: str, shard: int | None, worker: str | None, generation: int
+        self,
+        security: Security,
+        address: str,
+        name: str,
+        shard: int | None,
+        worker: str | None,
+        generation: int,
+        feedback: Feedback | None = None,
     ) -> None:
+        self._feedback = feedback
         opened = {"rank": name, "shard": shard, "worker": worker, "generation": generation}
         self._stream = Stream(security, address, opened)
 
@@ -83,7 +101,7 @@ class RemoteRank:
         arrays = [] if result.statistics is None else [result.statistics.detach().numpy()]
         self._stream.send({**head, "predicted": result.predicted}, arrays)
         try:
-            answer, data = self._stream.receive()
+            answer, data = _answer(self._stream, self._feedback)
         except Superseded:
             raise Stopped from None
         return read_order(answer, wire.unpack(data, 0, "u1"))
@@ -94,6 +112,20 @@ class RemoteRank:
 
     def close(self) -> None:
         self._stream.close()
+
+
+def _answer(stream: Stream, feedback: Feedback | None) -> tuple[dict[str, Any], Any]:
+    """The answer to a request for work, behind the questions that come first (see `paceline.cluster.held`)."""
+    while True:
+        head, data = stream.receive()
+        if "held" not in head:
+            return head, data
+        assert feedback is not None
+        if head["held"] == "load":
+            feedback.load_once(torch.from_numpy(wire.unpack(data, 0, np.float32).copy()))
+            stream.send({"op": "held", "number": None}, [])
+        else:
+            stream.send({"op": "held", "number": head["number"]}, [feedback.state(head["version"]).numpy()])
 
 
 def tell_failure(stream: Stream, error: BaseException) -> None:
@@ -114,6 +146,7 @@ def write_order(order: Order, statistics: Tensor) -> tuple[dict[str, Any], Any]:
         "workers": order.workers,
         "version": order.version,
         "load": order.load,
+        "undo": order.undo,
     }
     if order.lease is None:
         whole, places = wire.join([statistics.detach().numpy()])
@@ -130,7 +163,8 @@ def read_order(head: dict[str, Any], whole: Any) -> tuple[Order, Tensor]:
     else:
         statistics = torch.from_numpy(wire.parts(whole, head["places"])[0])
     workers, load = tuple(head["workers"]), tuple(head["load"])
-    order = Order(head["group"], head["rank"], tuple(head["names"]), workers, head["version"], load, lease)
+    group, rank, names = head["group"], head["rank"], tuple(head["names"])
+    order = Order(group, rank, names, workers, head["version"], load, lease, head["undo"])
     return order, statistics
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from paceline.cluster.lockstep import Order, Result
 from paceline.cluster.remote import RemoteRank
+from paceline.compressconfig import CompressConfig
 from paceline.errors import LossError, TrainingError
 from paceline.exchange.cost import Load, Plan, Roles, Sent
 from paceline.exchange.desk import Desk
@@ -53,7 +54,8 @@ def _by_kind(found: Sent) -> dict[str, float]:
 
 class Stepper:
     """desk: of the process's shard, if it has one; replica: its model, which computes if the process works; dense:
-    number of dense inputs; own_gpu: whether no other process uses the replica's, so that collectives may."""
+    number of dense inputs; own_gpu: whether no other process uses the replica's, so that collectives may; compress:
+    what is sent."""
 
     def __init__(
         self,
@@ -67,10 +69,11 @@ class Stepper:
         generation: int,
         turn: Turn,
         own_gpu: bool = False,
+        compress: CompressConfig | None = None,
     ) -> None:
         self._meeting, self._desk, self._replica, self._works = meeting, desk, replica, works
         self._shards, self._dense, self._exchange, self.generation = shards, dense, exchange, generation
-        self._own_gpu = own_gpu
+        self._own_gpu, self._compress = own_gpu, compress
         self._turn = turn  # held while a gradient of a step is computed
         self._group: Group | None = None
         self._number = -1
@@ -88,6 +91,8 @@ class Stepper:
         try:
             while True:
                 order, statistics = office.step(result)
+                if order.undo and self._engine is not None:
+                    self._engine.undo()
                 if self._works:
                     self._replica.statistics.copy_(statistics)
                 try:
@@ -95,6 +100,8 @@ class Stepper:
                 except LossError:
                     raise
                 except TrainingError as error:  # somebody was lost; the office knows, or will
+                    if self._engine is not None:
+                        self._engine.undo()
                     self._leave_group()
                     result = Result(broken=True, why=str(error).split("\n")[0])
         finally:
@@ -125,9 +132,10 @@ class Stepper:
         group = connect(meeting.host, meeting.port, name, order.rank, size, TIMEOUT, meeting.address, gpu)
         group.lost = lambda: order.group <= self._lost
         roles = Roles(tuple(range(self._shards)), order.workers)
+        compress = (None, 1.0) if self._compress is None else (self._compress.thinning, self._compress.sums)
         samples, positions, distinct, bits = order.load
         load = Load(samples, positions, distinct, bits=bits)
-        plan = make_plan(replica.model, replica.layout, self._dense, roles, load, self._exchange)
+        plan = make_plan(replica.model, replica.layout, self._dense, roles, load, self._exchange, *compress)
         self._group = group
         _agree(group, plan)
         home = None if self._desk is None else self._desk.home

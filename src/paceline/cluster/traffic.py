@@ -5,14 +5,22 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-KINDS = ("ids", "rows", "row_gradients", "dense", "dense_gradients")
+from paceline.exchange.thin import thin_bytes
+
+KINDS = ("ids", "rows", "row_gradients", "dense", "dense_gradients", "dense_gradients_places")
 
 
 class Traffic:
     """Bytes of arrays between processes, by kind. slices: dense parameters of each shard; width: weights of a row;
-    nodes: how many workers have one of the shards beside them (worker k shard k); value: bytes of a row's number."""
+    nodes: how many workers have one of the shards beside them (worker k shard k); value: bytes of a row's number; kept:
+    how many entries of each slice's gradient leave, where workers hold back the others."""
 
-    def __init__(self, slices: list[int], width: int, nodes: int, workers: int, value: int) -> None:
+    def __init__(
+        self, slices: list[int], width: int, nodes: int, workers: int, value: int, kept: list[int] | None = None
+    ) -> None:
+        whole = [(4.0 * size, 0.0) for size in slices]
+        thinned = [thin_bytes(size, left) for size, left in zip(slices, kept or [], strict=kept is not None)]
+        self._pushed = thinned or whole  # (bytes of values, of their places) of each slice's gradient
         self._slices, self._width, self._nodes, self._workers, self._value = slices, width, nodes, workers, value
         self._before, self._since = 0, 0  # updates times workers until the number of these changed, and updates then
         self._lock = threading.Lock()
@@ -28,9 +36,14 @@ class Traffic:
         rows = distinct * (len(self._slices) - beside) / len(self._slices)
         dense = sum(self._slices) - (self._slices[worker] if beside else 0)
         each = rows * self._width * self._value
-        expected = (8 * rows, each, each, 4 * dense * fresh, 4 * dense)
+        values, places = (
+            sum(told[k] for told in self._pushed) - (self._pushed[worker][k] if beside else 0) for k in (0, 1)
+        )
+        expected = (8 * rows, each, each, 4 * dense * fresh, values, places)
         with self._lock:
             for kind, count in zip(KINDS, expected, strict=True):
+                if kind == "dense_gradients_places" and not count and kind not in carried:
+                    continue
                 self._predicted[kind] = self._predicted.get(kind, 0) + count
                 self._measured[kind] = self._measured.get(kind, 0) + carried.get(kind, 0)
 

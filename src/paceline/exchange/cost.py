@@ -20,6 +20,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from paceline.exchange.masking import kept_numbers
+from paceline.exchange.thin import thin_bytes
 from paceline.models.readers import Reader
 
 Mode = Literal["rows", "fields", "partials"]
@@ -67,7 +69,9 @@ class Load:
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What does not change from step to step. singles, bags: fields with one id and with several; dense: how many dense
-    parameters each shard holds; value: bytes of a number; placement: of ids on shards."""
+    parameters each shard holds; value: bytes of a number; placement: of ids on shards; kept: how many entries leave of
+    the gradient of each shard's dense parameters, where workers hold back the others (None: all); sums: share of a
+    sample's partial sums that is sent."""
 
     parts: tuple[RowPart, ...]
     roles: Roles
@@ -76,6 +80,8 @@ class Shape:
     dense: tuple[int, ...]
     value: int = 4
     placement: Placement = "hash"
+    kept: tuple[int, ...] | None = None
+    sums: float = 1.0
 
     @property
     def fields(self) -> int:
@@ -84,8 +90,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Bytes that a rank sends in a step, by kind. Values: rows, sums (partial sums), dense (parameters), pieces
-    (gradients of operators' parameters), norms."""
+    """Bytes that a rank sends in a step, by kind. Values: rows, sums (partial sums, and their gradients), sums_places
+    (where they stand, if not all are sent), dense (parameters, and their gradients if these are whole), dense_gradients
+    and dense_gradients_places (what leaves of them, and where it stands, if they are not), pieces (gradients of
+    operators' parameters), norms."""
 
     ids: Mapping[str, float]
     values: Mapping[str, float]
@@ -126,17 +134,22 @@ def whole_bags(part: RowPart, modes: Modes, shape: Shape) -> bool:
 
 
 def numbers(shape: Shape, modes: Modes) -> int:
-    """K: how many numbers of a sample a shard sends as sums. Last numbers of a group's readers travel as one."""
-    count, groups = 0, set[int]()
+    """K: how many numbers of a sample a shard sends as sums."""
+    return sum(segments(shape, modes))
+
+
+def segments(shape: Shape, modes: Modes) -> list[int]:
+    """The same, one by one in the order of the columns: sums over fields of each part that has them, each reader's own
+    numbers, and the last numbers of each group's readers, which travel as one."""
+    sums, own, groups = list[int](), list[int](), set[int]()
     for part in shape.parts:
         if modes[part.name] == "fields":
-            count += shape.fields * part.width
+            sums.append(shape.fields * part.width)
         elif modes[part.name] == "partials":
-            count += shape.bags * part.width if whole_bags(part, modes, shape) else 0
-            for reader in part.readers or ():
-                count += reader.numbers - (reader.group in groups)
-                groups |= {reader.group} - {-1}
-    return count
+            sums.append(shape.bags * part.width if whole_bags(part, modes, shape) else 0)
+            own += [reader.numbers - (reader.group >= 0) for reader in part.readers or ()]
+            groups |= {reader.group for reader in part.readers or ()} - {-1}
+    return [n for n in (*sums, *own, *(1 for _ in groups)) if n]
 
 
 def parameters(shape: Shape, modes: Modes) -> int:
@@ -171,10 +184,19 @@ def sent(shape: Shape, modes: Modes, loads: Mapping[int, Load], rank: int) -> Se
     values = {
         "rows": e * moved * distinct,
         "sums": e * ((sums - cells) * samples + cells * samples / shards),
-        "dense": e * keep * (own * len(receivers) + pushed),
+        "dense": e * keep * (own * len(receivers) + pushed * (shape.kept is None)),
         "pieces": e * needed * len(others) * (held and projects),
         "norms": 4 * len(others) * (held and substituted),
     }
+    kept_sums = kept_numbers(shape.sums, segments(shape, modes))
+    if kept_sums is not None and not by_field:
+        there = [thin_bytes(load.samples * sums, load.samples * kept_sums) for load in others.values() if held]
+        back = 4 * kept_sums * me.samples * elsewhere
+        values |= {"sums": sum(t[0] for t in there) + back, "sums_places": sum(t[1] for t in there)}
+    if shape.kept is not None and rank in loads:
+        slices = zip(shape.roles.shards, shape.dense, shape.kept, strict=True)
+        up = [thin_bytes(size, kept) for shard, size, kept in slices if shard != rank]
+        values |= {"dense_gradients": sum(u[0] for u in up), "dense_gradients_places": sum(u[1] for u in up)}
     ids = {"ids": (id_bytes(me) / shards + HEADER) * elsewhere * (rank in loads)}
     if substituted and rank in loads:
         ids["positions"] = elsewhere * position_bytes(shape, me)
@@ -238,7 +260,8 @@ def choose(shape: Shape, exchange: Exchange, load: Load) -> Plan:
     predicted |= {"push_pull": push_pull(shape, load), "chosen": mean_sent(shape, modes, load)}
     by_part: dict[str, dict[Mode, float]] = {}
     for part in shape.parts:
-        alone = replace(shape, parts=(part,), dense=(0,) * len(shape.dense))  # that costs the same in every mode
+        # Dense parameters take the same bytes in every mode.
+        alone = replace(shape, parts=(part,), dense=(0,) * len(shape.dense), kept=None)
         by_part[part.name] = {
             mixture[part.name]: mean_sent(alone, mixture, load).value_bytes
             for mixture in _mixtures((part,), ("rows", "fields", "partials"))

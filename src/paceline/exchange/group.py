@@ -23,6 +23,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, TCPStore  # torch.distributed has them, but hides them from mypy
 
 from paceline.errors import TrainingError
+from paceline.exchange.thin import HEAD, Thin, pack, unpack
 
 _POLL = 50e-6  # seconds between looks at a GPU's exchange
 _LOOK = timedelta(seconds=0.5)  # how often a waiting rank looks whether it is still worth it
@@ -99,15 +100,31 @@ class Group:
     def messages(self, kinds: Mapping[str, Mapping[int, Bytes8]]) -> dict[int, Bytes8]:
         """Bytes to ranks, whose lengths these do not know. kinds[kind][rank]: a rank's are joined in the order of the
         kinds and counted as `ids`. Returns what came from whom, without those that sent nothing."""
-        joined = [
-            np.concatenate([np.zeros(0, np.uint8), *(to[rank] for to in kinds.values() if rank in to)])
-            for rank in range(self.size)
-        ]
+        for kind, to in kinds.items():
+            self.ids[kind] += sum(message.shape[0] for rank, message in to.items() if rank != self.rank)
+        return self._deliver(
+            [
+                np.concatenate([np.zeros(0, np.uint8), *(to[rank] for to in kinds.values() if rank in to)])
+                for rank in range(self.size)
+            ]
+        )
+
+    def thinned(self, kind: str, to: Mapping[int, Thin]) -> dict[int, Thin]:
+        """Numbers of which most are zero to ranks, which do not know how many are not: counted as `values`, of `kind`
+        and, where they stand, of kind "places" of it. Returns what came from whom; to and from oneself, too."""
+        away = [sent for rank, sent in to.items() if rank != self.rank]
+        self.values[kind] += sum(sent.values.nbytes for sent in away)
+        self.values[f"{kind}_places"] += sum(sent.places.nbytes for sent in away)
+        self.ids["lengths"] += HEAD * len(away)
+        nothing = np.zeros(0, np.uint8)
+        came = self._deliver([pack(to[rank]) if rank in to else nothing for rank in range(self.size)])
+        return {rank: unpack(data) for rank, data in came.items()}
+
+    def _deliver(self, joined: list[Bytes8]) -> dict[int, Bytes8]:
+        """Bytes to each rank; what came from whom, without those that sent nothing."""
         lengths = torch.tensor([message.shape[0] for message in joined])
         coming = self._exchange(lengths, [1] * self.size, [1] * self.size)
         self.ids["lengths"] += 8 * (self.size - 1)
-        for kind, to in kinds.items():
-            self.ids[kind] += sum(message.shape[0] for rank, message in to.items() if rank != self.rank)
         sizes = [int(n) for n in coming]
         data = self._exchange(torch.from_numpy(np.concatenate(joined)), lengths.tolist(), sizes)
         parts = torch.split(data, sizes)

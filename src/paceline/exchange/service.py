@@ -15,6 +15,7 @@ from paceline.exchange.desk import Desk, Superseded
 from paceline.exchange.direct import Ticket
 from paceline.exchange.orders import read_apply
 from paceline.exchange.security import Security
+from paceline.exchange.thin import Thin, thicken
 
 Action = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -63,7 +64,8 @@ class ShardService(fl.FlightServerBase):  # type: ignore[misc]
             case "read":
                 found = self._desk.read(wire.unpack(data, 0, np.int64))
             case _:
-                dense = wire.unpack(data, 0, np.float32)
+                places = wire.unpack(data, 2, np.int32 if head["form"] == "places" else np.uint8)
+                dense = thicken(Thin(head["form"], wire.unpack(data, 0, np.float32), places), head["entries"])
                 rows = wire.unpack(data, 1, np.int16 if half else np.float32)
                 if half:
                     rows = wire.from_bf16(rows)

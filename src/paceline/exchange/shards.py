@@ -19,6 +19,7 @@ from paceline.exchange import wire
 from paceline.exchange.desk import Desk, Rows, Superseded
 from paceline.exchange.direct import Ticket
 from paceline.exchange.security import Security
+from paceline.exchange.thin import Thin, thin
 from paceline.params.sparse import Floats
 
 
@@ -92,12 +93,15 @@ class ShardWay(Protocol):
 
 
 class FarShard:
-    """Over the network. bf16: rows and their gradients travel in bfloat16."""
+    """Over the network. bf16: rows and their gradients travel in bfloat16; thin: gradients of the dense parameters are
+    mostly zeros, which do not travel."""
 
-    def __init__(self, security: Security, address: str, generation: int, width: int, bf16: bool) -> None:
+    def __init__(
+        self, security: Security, address: str, generation: int, width: int, bf16: bool, thin: bool = False
+    ) -> None:
         self.carried: dict[str, int] = {}
         self._stream = Stream(security, address, {"kind": "worker", "generation": generation})
-        self._width, self._bf16 = width, bf16
+        self._width, self._bf16, self._thin = width, bf16, thin
 
     def ask(self, ticket: Ticket, ids: Ints, have: int) -> None:
         asked = [ticket.gradient, ticket.attempt, ticket.version]
@@ -122,9 +126,13 @@ class FarShard:
     def give(self, ticket: Ticket, dense: Floats, row_gradients: Floats) -> None:
         rows = wire.to_bf16(row_gradients) if self._bf16 else row_gradients
         asked = [ticket.gradient, ticket.attempt, ticket.version]
-        self._stream.send({"op": "push", "ticket": asked, "bf16": self._bf16}, [dense, rows])
+        found = thin(dense) if self._thin else Thin("whole", dense, np.zeros(0, np.uint8))
+        told = {"op": "push", "ticket": asked, "bf16": self._bf16, "form": found.form, "entries": dense.shape[0]}
+        self._stream.send(told, [found.values, rows, found.places])
         self._count("row_gradients", rows.nbytes)
-        self._count("dense_gradients", dense.nbytes)
+        self._count("dense_gradients", found.values.nbytes)
+        if self._thin:
+            self._count("dense_gradients_places", found.places.nbytes)
 
     def confirm(self) -> None:
         self._stream.receive()

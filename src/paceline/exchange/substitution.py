@@ -78,6 +78,17 @@ class Substitution:
         columns += [last[group].unsqueeze(1) for group in self._groups]
         return torch.cat(columns, dim=1)
 
+    def present(self, fields: Tensor) -> Tensor:
+        """Which of the columns [B, width] are sums of anything, where a shard holds rows of the fields bool [B, F]."""
+        columns: list[Tensor] = []
+        for part in self.parts:
+            if part.name in self._summed:
+                columns.append(fields.repeat_interleave(part.width, dim=1))
+            elif part.name in self._whole_bags:
+                columns.append(fields[:, self._singles :].repeat_interleave(part.width, dim=1))
+        rest = self.width - sum(column.shape[1] for column in columns)
+        return torch.cat([*columns, fields.any(1, keepdim=True).expand(-1, rest)], dim=1)
+
     def given(self, total: Tensor) -> dict[str, Tensor | Totals]:
         """What the model takes for rows[part], out of the sum [B, width] of all shards' partials."""
         samples, at = total.shape[0], 0

@@ -41,7 +41,8 @@ def exchange(candidate: Candidate, job: Job, data: DataFacts, byte_seconds: floa
     ranks = tuple(range(candidate.workers))
     layout, model = job.layout, job.replicas[0].model
     dense, load = len(job.schema.dense), Load(b, positions, distinct)
-    plan = make_plan(model, layout, dense, Roles(ranks, ranks), load, "auto")
+    compress = (None, 1.0) if job.config.compress is None else (job.config.compress.thinning, job.config.compress.sums)
+    plan = make_plan(model, layout, dense, Roles(ranks, ranks), load, "auto", *compress)
     rows = plan.predicted["rows"]
     if memory is not None:
         keys: tuple[ExchangeKey, ...] = ("auto", "substitute", "rows")

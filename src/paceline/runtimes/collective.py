@@ -16,14 +16,17 @@ import torch
 from torch import Tensor
 
 from paceline.batch import Ints
-from paceline.exchange.cost import Exchange, Load, Plan, Roles, RowPart, Sent, Shape, choose, sent
+from paceline.exchange.cost import Exchange, Load, Plan, Roles, RowPart, Sent, Shape, choose, segments, sent
 from paceline.exchange.dictionary import CAPACITY
 from paceline.exchange.direct import DirectRoute
 from paceline.exchange.group import Group
+from paceline.exchange.masking import Mask, kept_numbers
 from paceline.exchange.substitution import Substitution
+from paceline.exchange.thin import sent_of, thicken, thin
 from paceline.models.base import Model
 from paceline.models.readers import readers_of
 from paceline.params.dense import flatten, slice_sizes
+from paceline.params.feedback import Thinning, kept_of_slices
 from paceline.runtimes.asking import Asked, Asker, Computed
 from paceline.runtimes.compute import Layout, Replica
 from paceline.runtimes.coordinator import Lease
@@ -35,15 +38,26 @@ Sizes = dict[str, dict[int, int]]
 Came = Mapping[str, Mapping[int, Tensor]]
 
 
-def make_plan(model: Model, layout: Layout, dense: int, roles: Roles, load: Load, exchange: Exchange = "auto") -> Plan:
-    """How to exchange the rows of `model`. dense: number of dense inputs; load: a worker's usual batch.
+def make_plan(
+    model: Model,
+    layout: Layout,
+    dense: int,
+    roles: Roles,
+    load: Load,
+    exchange: Exchange = "auto",
+    thinning: Thinning | None = None,
+    sums: float = 1.0,
+) -> Plan:
+    """How to exchange the rows of `model`. dense: number of dense inputs; load: a worker's usual batch; thinning: of
+    the dense gradients; sums: share of a sample's partial sums that is sent.
 
     Ranks must share one plan: make it in one place, or in each from the same numbers.
     """
     readers = readers_of(model, layout.singles + layout.bags, dense)
     parts = tuple(RowPart(part.name, part.width, readers[part.name]) for part in layout.parts)
     sizes = tuple(slice_sizes(model, len(roles.shards)))
-    return choose(Shape(parts, roles, layout.singles, layout.bags, sizes), exchange, load)
+    kept = None if thinning is None else tuple(kept_of_slices(model, len(roles.shards), thinning))
+    return choose(Shape(parts, roles, layout.singles, layout.bags, sizes, kept=kept, sums=sums), exchange, load)
 
 
 @final
@@ -69,11 +83,16 @@ class Collective:
         self._group, self._plan = group, plan
         self._shards = plan.shape.roles.shards
         self._flat = flatten(model) if replica is None else replica.flat
+        self._feedback = None if replica is None else replica.feedback
+        self._filtered = False  # in the last step
+        self._masks: dict[int, Mask] = {}  # of what the shards sent of their sums
         self._substitution = Substitution(model, plan.shape, plan.modes)
         moved = [(p, begin) for p, begin in zip(layout.parts, layout.begins(), strict=True) if _moves(plan, p.name)]
         columns: Ints = np.concatenate([np.zeros(0, np.int64), *(np.arange(b, b + p.width) for p, b in moved)])
         narrow = Layout(tuple(p for p, _ in moved), layout.singles, layout.bags)
         self._columns = columns.shape[0]
+        self._segments = segments(plan.shape, plan.modes)
+        self._masks_sums = kept_numbers(plan.shape.sums, self._segments) is not None
         self._server = None if route is None else Server(route, self._substitution, layout, columns)
         self._asker = None
         if replica is not None:
@@ -90,19 +109,30 @@ class Collective:
         Returns its mean log loss and the norm of its gradient, over all shards. Raises LossError, after the exchange,
         if they are not finite, and TrainingError if another rank is lost.
         """
-        ids, values = self._group.ids.copy(), self._group.values.copy()
+        ids, values, self._filtered = self._group.ids.copy(), self._group.values.copy(), False
         asked = None if lease is None or self._asker is None else self._asker.ask(lease.batch, lease.gradient)
         messages = {} if asked is None or self._asker is None else self._asker.messages(asked)
         requests = self._group.messages(messages)
         served = {} if self._server is None else self._server.pull(requests)
         computed = self._forward(asked, served)
-        squares = self._backward(asked, served, computed)
+        squares = self._backward(asked, served, computed, 0 if lease is None else lease.version)
         self._count(asked, served, Sent(self._group.ids - ids, self._group.values - values))
         if lease is None or computed is None:
             return None
         norm = math.sqrt(squares) if math.isfinite(squares) else math.inf
         check_finite(lease, computed.loss, norm)
         return computed.loss, norm
+
+    def undo(self) -> None:
+        """The last step does not count: what was held back of its gradient is as before."""
+        if self._filtered and self._feedback is not None:
+            self._feedback.undo()
+        self._filtered = False
+
+    @property
+    def _thins(self) -> bool:
+        """Whether dense gradients are mostly zeros, and sent as such."""
+        return self._plan.shape.kept is not None
 
     @property
     def _projects(self) -> bool:
@@ -120,35 +150,47 @@ class Collective:
         expected: Sizes = {"rows": {}, "sums": {}}
         if server is not None:
             down["rows"] = {rank: server.rows(job) for rank, job in served.items()}
-            down["sums"] = {rank: server.sums(job) for rank, job in served.items()}
+            if not self._masks_sums:
+                down["sums"] = {rank: server.sums(job) for rank, job in served.items()}
         if asked is not None:
             counts = zip(self._shards, asked.counts(), strict=True)
             expected["rows"] = {rank: count * self._columns for rank, count in counts}
-            expected["sums"] = dict.fromkeys(self._shards, asked.batch.samples * self._substitution.width)
+            if not self._masks_sums:
+                expected["sums"] = dict.fromkeys(self._shards, asked.batch.samples * self._substitution.width)
         if not self._projects:
             pieces, sizes = self._dense_down(dense, {*served}, asked is not None)
             down, expected = down | pieces, expected | sizes
         came = self._group.swap(down, expected)
         if not self._projects:
             self._take_dense(came)
+        if self._masks_sums:
+            came["sums"] = self._masked_down(asked, served)
         return None if asked is None or asker is None else asker.compute(asked, came["rows"], came["sums"])
 
-    def _backward(self, asked: Asked | None, served: Mapping[int, Served], computed: Computed | None) -> float:
-        """Gradients from the workers to the shards, which keep them. Returns the squared norm of the own one."""
+    def _backward(
+        self, asked: Asked | None, served: Mapping[int, Served], computed: Computed | None, version: int
+    ) -> float:
+        """Gradients from the workers to the shards, which keep them. version: that the own one was computed on. Returns
+        its squared norm, of all of it."""
         server, asker = self._server, self._asker
         up: Pieces = {"rows": {}, "sums": {}}
         if asked is not None and computed is not None and asker is not None:
             up["rows"] = asker.row_gradients(asked, computed)
-            up["sums"] = dict.fromkeys(self._shards, computed.sums)
+            masks = self._masks
+            up["sums"] = {r: masks[r].values(computed.sums) if masks else computed.sums for r in self._shards}
         expected = {
             "rows": {rank: job.pulled.numbers.shape[0] * self._columns for rank, job in served.items()},
-            "sums": {rank: int(job.load.samples) * self._substitution.width for rank, job in served.items()},
+            "sums": {
+                rank: int(job.load.samples) * self._substitution.width if job.mask is None else job.mask.count
+                for rank, job in served.items()
+            },
         }
         gradient = torch.zeros(0) if computed is None else computed.dense
-        if not self._projects:
+        at_once = not self._projects and not self._thins
+        if at_once:
             pieces, sizes = self._dense_up(gradient, asked, served)
             up, expected = up | pieces, expected | sizes
-        came = self._group.swap(up, expected)
+        came: dict[str, dict[int, Tensor]] = self._group.swap(up, expected)
         local: Pieces = {"norms": {}, "pieces": {}}
         if server is not None:
             for rank, job in served.items():
@@ -157,7 +199,9 @@ class Collective:
         squares = 0.0
         if self._substitution.parts:
             squares = self._gather(local, asked, gradient)
-        if self._projects:
+        if self._thins:
+            came["dense"] = self._thin_up(gradient, asked, served, version)
+        elif not at_once:
             came |= self._group.swap(*self._dense_up(gradient, asked, served))
         if server is not None:
             for rank, job in served.items():
@@ -165,6 +209,19 @@ class Collective:
         if computed is None:
             return 0.0
         return float(gradient.dot(gradient)) + float(np.vdot(computed.rows, computed.rows)) + squares
+
+    def _masked_down(self, asked: Asked | None, served: Mapping[int, Served]) -> dict[int, Tensor]:
+        """The largest of each sample's sums to the workers; all shards' for the own batch, [B, K]."""
+        to, server = {}, self._server
+        if server is not None:
+            to = {rank: server.masked(job, self._segments, self._plan.shape.sums) for rank, job in served.items()}
+        came = self._group.thinned("sums", to)
+        if asked is None:
+            return {}
+        shape = asked.batch.samples, self._substitution.width
+        size = shape[0] * shape[1]
+        self._masks = {rank: Mask(torch.from_numpy(sent_of(came[rank], size)).view(shape)) for rank in self._shards}
+        return {rank: torch.from_numpy(thicken(came[rank], size)).view(shape) for rank in self._shards}
 
     def _gather(self, local: Pieces, asked: Asked | None, gradient: Tensor) -> float:
         """What the shards computed of the own gradient: adds that of the dense parameters in partials to `gradient`, in
@@ -193,6 +250,19 @@ class Collective:
         to = {} if asked is None else {rank: gradient[s] for rank, s in self._slices.items()}
         mine = self._slices.get(self._group.rank, slice(0, 0))
         return {"dense": to}, {"dense": dict.fromkeys(served, mine.stop - mine.start)}
+
+    def _thin_up(
+        self, gradient: Tensor, asked: Asked | None, served: Mapping[int, Served], version: int
+    ) -> dict[int, Tensor]:
+        """What leaves of the own gradient to the shards; everybody's for the own slice, zero where nothing left."""
+        to = {}
+        if asked is not None:
+            if self._feedback is not None:
+                gradient, self._filtered = self._feedback.filter(gradient, version), True
+            to = {rank: thin(gradient[s].numpy()) for rank, s in self._slices.items()}
+        mine = self._slices.get(self._group.rank, slice(0, 0))
+        came = self._group.thinned("dense_gradients", to)
+        return {rank: torch.from_numpy(thicken(came[rank], mine.stop - mine.start)) for rank in served}
 
     def _count(self, asked: Asked | None, served: Mapping[int, Served], sent_now: Sent) -> None:
         loads = {rank: job.load for rank, job in served.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from paceline.models.base import Model, Part
 from paceline.models.normalise import LocalBatchNorm, flatten_statistics
 from paceline.models.operators import Totals
 from paceline.params.dense import flatten
+from paceline.params.feedback import Feedback
 from paceline.params.shard import Gradient
 from paceline.runtimes.coordinator import Lease
 from paceline.runtimes.device import DeviceCopy
@@ -82,6 +84,14 @@ def row_sums(layout: Layout, batch: Batch, pulled: Pulled, gradients: list[Float
     return sums
 
 
+def sent(gradient: Gradient, feedback: Feedback | None, version: int) -> Gradient:
+    """What a worker with such a feedback sends of a gradient that was computed on `version`. Call it once for each,
+    when it is found sound."""
+    if feedback is None:
+        return gradient
+    return dataclasses.replace(gradient, dense=feedback.filter(gradient.dense, version))
+
+
 class Replica:
     """A worker's own copy of the model. `flat` is its dense parameters; a pull copies the shard's into it.
     `statistics`: of its local batch normalisation, which change as it computes gradients. distil: weight of the loss
@@ -107,6 +117,7 @@ class Replica:
             lease
         )  # what teachers predict for a batch, where it has any
         self.device = device
+        self.feedback: Feedback | None = None  # of the worker that it serves, if that holds back some of its gradients
         self._parameters = list(model.parameters())
         self._copy: DeviceCopy | None = None
         if device != CPU:

@@ -16,7 +16,7 @@ from paceline.errors import LossError
 from paceline.exchange.direct import Pulled, Ticket
 from paceline.params.shard import Gradient
 from paceline.runtimes.body import nothing_told
-from paceline.runtimes.compute import Replica
+from paceline.runtimes.compute import Replica, sent
 from paceline.runtimes.coordinator import Coordinator, Lease, Stopped
 from paceline.runtimes.statistics import Statistics
 from paceline.runtimes.turns import Killed, Turn
@@ -50,13 +50,13 @@ def settle_thread() -> None:
 
 def work(name: str, office: Office, route: Route, replica: Replica, turn: Turn | None = None) -> None:
     """A worker's whole life: lease, pull, compute, push, until the data is drained. turn: held while it computes."""
-    turn = turn or Turn()
+    turn, feedback = turn or Turn(), replica.feedback  # by the end of this life the replica may have another one
     while (lease := office.lease(name)) is not None:
         lease = replica.taught(lease)  # a new teacher takes time to load, which is no computing
         pulled = route.pull(lease.batch.flat_ids(), replica.flat, lease.ticket)
         with turn:
             loss, gradient, norm = compute(replica, lease, pulled)
-        route.push(lease.gradient, gradient)
+        route.push(lease.gradient, sent(gradient, feedback, lease.version))
         office.push(name, lease, loss, norm, replica.statistics.clone(), turn.seconds)
 
 
@@ -135,6 +135,8 @@ class LocalBody:
         self._statistics.keep([name for name, _ in alive])
         for name, replica in alive:
             replica.statistics.copy_(self._statistics.of(name))
+            if self._statistics.holding is not None:
+                replica.feedback = self._statistics.holding.of(name)
         run_day(coordinator, self._route, dict(alive), source, watch, self._faults)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -15,8 +15,10 @@ from paceline.exchange.codes import Bytes8
 from paceline.exchange.cost import Load
 from paceline.exchange.dictionary import IdReader
 from paceline.exchange.direct import DirectRoute, Pulled
+from paceline.exchange.masking import Mask, largest
 from paceline.exchange.positions import Cells, decode, pooled, spread
 from paceline.exchange.substitution import Substitution
+from paceline.exchange.thin import Thin, thin
 from paceline.params.shard import Gradient
 from paceline.runtimes.compute import Layout
 
@@ -35,6 +37,7 @@ class Served:
     gradients: Floats
     cells: list[Cells] = field(default_factory=list)
     leaves: dict[str, Tensor] = field(default_factory=dict)
+    mask: Mask | None = None  # which of the sums were sent, if not all
     sums: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
@@ -85,14 +88,22 @@ class Server:
             job.sums = self._substitution.partial(job.leaves)
         return job.sums.detach()
 
+    def masked(self, job: Served, segments: Sequence[int], share: float) -> Thin:
+        """Of the same the largest of each sample (see `largest`), which alone are sent."""
+        sums, fields = self.sums(job), np.stack([np.diff(cell.offsets) > 0 for cell in job.cells], axis=1)
+        job.mask = largest(sums, self._substitution.present(torch.from_numpy(fields)), segments, share)
+        return thin(sums.reshape(-1).numpy(), job.mask.chosen.reshape(-1).numpy())
+
     def backward(self, job: Served, rows: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the moved columns and of the sums, [B, K], into gradients of this shard's rows.
+        """Gradients of the moved columns and of the sums that were sent into gradients of this shard's rows.
 
         Returns the squared norm, [1], of what was computed here, and the gradient of the parameters in partials.
         """
         job.gradients[:, self._columns] = rows.numpy().reshape(job.gradients.shape[0], self._columns.shape[0])
         if not job.leaves:
             return torch.zeros(1), torch.zeros(0)
+        if job.mask is not None:
+            sums = job.mask.spread(sums)
         parameters = [s.parameter for s in self._substitution.slices]
         grads = torch.autograd.grad(
             job.sums,

@@ -9,10 +9,14 @@ needs nothing else, may run in another thread until the worker's push is due.
 
 A pace that needs every gradient (`Pace.collective`) goes over collectives: rows and their gradients are exchanged by
 all-to-all, the dense gradient is summed by a ring when a round is complete, and there are no servers.
+
+Where workers hold back some of their dense gradients (DCT), a push takes the bytes of what is left and of its places;
+in a ring, the workers' own go around as they are, unless sums that are whole take less.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,6 +29,8 @@ from paceline.batch import Batch
 from paceline.clusterspec import ClusterSpec
 from paceline.errors import TrainingError
 from paceline.exchange.direct import DirectRoute
+from paceline.exchange.thin import thin
+from paceline.params.shard import Gradient
 from paceline.runtimes.body import nothing_told
 from paceline.runtimes.compute import Replica
 from paceline.runtimes.computing import Outcome, Submit, Work, computing
@@ -41,7 +47,8 @@ _ASKED, _COMPUTED, _ARRIVED, _SETTLED, _DIES, _BACK = range(6)
 @dataclass(slots=True)
 class _Task:
     """A lease on its way through a worker. size: bytes of its pull, and of its push; life: the worker's, which tells
-    what a dead one held apart; result: what it computes; seconds: for how long."""
+    what a dead one held apart; result: what it computes; seconds: for how long; sent: what is pushed of the gradient,
+    once that is known."""
 
     lease: Lease
     size: int
@@ -49,6 +56,7 @@ class _Task:
     life: int
     result: Outcome
     seconds: float = 0.0
+    sent: Gradient | None = None
 
 
 class VirtualBody:
@@ -72,6 +80,8 @@ class VirtualBody:
         self.now = 0.0
         self._route, self._replicas, self._statistics, self._stacked = route, replicas, statistics, stacked
         self._speeds, self._failures, self._wires = Speeds(spec, times), Failures(spec), Wires(spec)
+        self._order: list[int] = []  # in which workers ask when a checkpoint is gone on from within a day
+        self._day: _Day | None = None
         self._names = worker_names(spec.workers)
         self._numbers = {name: i for i, name in enumerate(self._names)}
 
@@ -81,12 +91,14 @@ class VirtualBody:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the cluster."""
-        return {"seconds": self.now, "replayed": self._speeds.replayed}
+        order = [] if self._day is None else self._day.order()
+        return {"seconds": self.now, "replayed": self._speeds.replayed, "order": order}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.now = state["seconds"]
         self._speeds.replayed = {int(worker): turn for worker, turn in state["replayed"].items()}
+        self._order = state.get("order", [])
 
     def told(self) -> dict[str, Any]:
         """Nothing travels."""
@@ -105,7 +117,10 @@ class VirtualBody:
         def body() -> None:
             try:
                 with ExitStack() as stack:
-                    _Day(self, coordinator, computing(stack, self._replicas, self._stacked)).run()
+                    self._day = _Day(self, coordinator, computing(stack, self._replicas, self._stacked))
+                    self._day.run()
+                    if coordinator.failure is None:
+                        self._day = None
             except BaseException as error:  # raised again below, in the calling thread
                 coordinator.fail(error)
 
@@ -137,6 +152,9 @@ class _Day:
         self.dense_version = -1
         self.deaths = 0  # since a gradient was finished
         self.barrier = 0.0  # when the last collective is through
+        self.asking: dict[int, None] = {}  # workers, by when they asked last
+        self.asked: tuple[int, list[int]] = (-1, [])  # a version, and that order when its first gradient was granted
+        self.thin = 0.0  # bytes of this round's dense gradients, where some of them is held back
 
     def run(self) -> None:
         body, coordinator = self.body, self.coordinator
@@ -148,8 +166,11 @@ class _Day:
                 self.join(worker)
             else:
                 self.push(failure[1], worker, _BACK)
-        for worker in sorted(self.alive):
+        for worker in [w for w in body._order if w in self.alive] or sorted(self.alive):
             self.ask(worker)
+        for worker in sorted(self.alive - self.asking.keys()):
+            self.ask(worker)
+        body._order = []
         while not coordinator.done:
             if coordinator.failure is not None:
                 return
@@ -166,6 +187,12 @@ class _Day:
         body.now = max(body.now, self.barrier)
         for worker in sorted(self.alive):
             coordinator.leave(body._names[worker])
+
+    def order(self) -> list[int]:
+        """In which order workers are to ask, if the day goes on from here, so that under a barrier each computes what
+        it would have: that matters where workers hold back gradients."""
+        version, asked = self.asked
+        return asked if version == self.coordinator.machine.version else list(self.asking)
 
     def stuck(self) -> str:
         spec = self.body.spec
@@ -190,14 +217,28 @@ class _Day:
         if what == _ASKED:
             self.compute(worker, task, wires.answered(body.now, task.size))
         elif what == _COMPUTED and task.collective:
+            self.filter(worker, task)
             self.push(wires.exchanged(body.now, task.size), worker, _SETTLED, task)
         elif what == _COMPUTED:
+            self.filter(worker, task)
             self.push(wires.sent(body.now, task.size), worker, _ARRIVED, task)
         elif what == _ARRIVED:
             # Only now: the servers take pushes and pulls in the order in which they come.
             self.push(wires.served(body.now, task.size), worker, _SETTLED, task)
         else:
             self.settle(worker, task)
+
+    def filter(self, worker: int, task: _Task) -> None:
+        """Decide what leaves of the gradient that `worker` has computed, if it holds back some of it."""
+        holding = self.body._statistics.holding
+        if holding is None:
+            return
+        gradient = task.result.result()[1]
+        sent = holding.of(self.body._names[worker]).filter(gradient.dense, task.lease.version)
+        task.sent = dataclasses.replace(gradient, dense=sent)
+        if not task.collective:
+            whole, thinned = 4 * sent.numel(), thin(sent.numpy()).nbytes
+            task.size += thinned - whole
 
     def die(self, worker: int, back: float) -> None:
         name = self.body._names[worker]
@@ -222,19 +263,34 @@ class _Day:
             self.push(failure[0], worker, _DIES, failure[1])
 
     def ask(self, worker: int) -> None:
+        self.next(worker)
         self.coordinator.request(self.body._names[worker])
         self.dispatch()
 
+    def next(self, worker: int) -> None:
+        """It is the last to ask."""
+        self.asking.pop(worker, None)
+        self.asking[worker] = None
+
     def settle(self, worker: int, task: _Task) -> None:
+        self.next(worker)  # a snapshot after its push comes before its question
         loss, gradient, norm, statistics = task.result.result()
         self.deaths = 0
         coordinator, version = self.coordinator, self.coordinator.machine.version
+        if task.sent is not None:
+            gradient = task.sent
+            self.thin += thin(gradient.dense.numpy()).nbytes
         self.body._route.push(task.lease.gradient, gradient)
         collective = coordinator.machine.pace.collective
         coordinator.push(self.body._names[worker], task.lease, loss, norm, statistics, task.seconds)
         if collective and coordinator.machine.version != version:
-            size = 4 * gradient.dense.numel()
-            self.barrier = self.body._wires.reduced(self.body.now, size, len(self.alive))
+            size, wires, now = 4 * gradient.dense.numel(), self.body._wires, self.body.now
+            if task.sent is None:
+                self.barrier = wires.reduced(now, size, len(self.alive))
+            else:
+                self.barrier = wires.gathered(now, size, self.thin, len(self.alive))
+        if coordinator.machine.version != version:
+            self.thin = 0.0
         self.ask(worker)
 
     def dispatch(self) -> None:
@@ -249,6 +305,8 @@ class _Day:
     def start(self, worker: int, lease: Lease) -> None:
         body, wires = self.body, self.body._wires
         version = self.coordinator.machine.version
+        if self.asked[0] != version:
+            self.asked = version, list(self.asking)
         if self.dense is None or self.dense_version != version:
             # One copy serves all who are granted this version.
             self.dense, self.dense_version = body._route.shard.dense.flat.clone(), version

@@ -173,3 +173,12 @@ class Wires:
         if workers < 2:
             return now
         return now + self._ring_latency + 2 * (workers - 1) / workers * size * self._ring_byte
+
+    def gathered(self, now: float, whole: int, thin: float, workers: int) -> float:
+        """The same of gradients that are mostly zeros, which take `thin` bytes in all, places included: a ring brings
+        each worker those of all others, (n - 1) / n of them, and each adds them up (our note on DCT, section 4). With
+        many workers that is more than to sum all `whole` bytes of a gradient, zeros included: whichever is quicker."""
+        if workers < 2:
+            return now
+        sparse = now + self._ring_latency + (workers - 1) / workers * thin * self._ring_byte
+        return min(sparse, self.reduced(now, whole, workers))
