@@ -47,7 +47,7 @@ bench-simulation: setup
 bench-planning: setup
 	$(BIN)/python benchmarks/planning.py
 
-EVIDENCE = planning gba_switch gba_criteo stragglers swap autopilot three_thousand_grid three_thousand gp_factorization mrmn
+EVIDENCE = planning gba_switch gba_criteo stragglers swap autopilot three_thousand_grid three_thousand gp_factorization mrmn compression
 
 # About four hours on two cores; what was run before is not run again.
 evidence: setup
