@@ -51,7 +51,7 @@ bench-planning: setup
 bench-exchange: setup
 	$(BIN)/python benchmarks/exchange.py
 
-EVIDENCE = planning gba_switch gba_criteo stragglers swap autopilot three_thousand_grid three_thousand gp_factorization mrmn
+EVIDENCE = planning gba_switch gba_criteo stragglers swap autopilot three_thousand_grid three_thousand gp_factorization mrmn compression codistillation
 
 # About four hours on two cores; what was run before is not run again.
 evidence: setup

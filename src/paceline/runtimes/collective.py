@@ -84,7 +84,7 @@ class Collective:
         self._shards = plan.shape.roles.shards
         self._flat = flatten(model) if replica is None else replica.flat
         self._feedback = None if replica is None else replica.feedback
-        self._filtered = False  # in the last step
+        self._filtered: int | None = None  # gradients that had been filtered after the last step, if that did
         self._masks: dict[int, Mask] = {}  # of what the shards sent of their sums
         self._substitution = Substitution(model, plan.shape, plan.modes)
         moved = [(p, begin) for p, begin in zip(layout.parts, layout.begins(), strict=True) if _moves(plan, p.name)]
@@ -109,7 +109,7 @@ class Collective:
         Returns its mean log loss and the norm of its gradient, over all shards. Raises LossError, after the exchange,
         if they are not finite, and TrainingError if another rank is lost.
         """
-        ids, values, self._filtered = self._group.ids.copy(), self._group.values.copy(), False
+        ids, values, self._filtered = self._group.ids.copy(), self._group.values.copy(), None
         asked = None if lease is None or self._asker is None else self._asker.ask(lease.batch, lease.gradient)
         messages = {} if asked is None or self._asker is None else self._asker.messages(asked)
         requests = self._group.messages(messages)
@@ -124,10 +124,11 @@ class Collective:
         return computed.loss, norm
 
     def undo(self) -> None:
-        """The last step does not count: what was held back of its gradient is as before."""
-        if self._filtered and self._feedback is not None:
+        """The last step does not count: what was held back of its gradient is as before, unless others were filtered
+        since (by push and pull)."""
+        if self._feedback is not None and self._filtered == self._feedback.steps:
             self._feedback.undo()
-        self._filtered = False
+        self._filtered = None
 
     @property
     def _thins(self) -> bool:
@@ -258,7 +259,8 @@ class Collective:
         to = {}
         if asked is not None:
             if self._feedback is not None:
-                gradient, self._filtered = self._feedback.filter(gradient, version), True
+                gradient = self._feedback.filter(gradient, version)
+                self._filtered = self._feedback.steps
             to = {rank: thin(gradient[s].numpy()) for rank, s in self._slices.items()}
         mine = self._slices.get(self._group.rank, slice(0, 0))
         came = self._group.thinned("dense_gradients", to)
