@@ -30,6 +30,7 @@ from paceline.batch import BadRow
 from paceline.errors import RunDirError, RunDirInUse, StorageError
 
 CONFIG, METRICS, TRACE, SKIPPED = "config.yaml", "metrics.jsonl", "pace.trace", "skipped_rows.jsonl"
+ASKED = "pace.asked"
 HISTOGRAMS, CHECKPOINTS, PROCESSES = "histograms.jsonl", "checkpoints", "processes.json"
 AUTOPILOT = "autopilot.jsonl"
 _TOGETHER = 256  # lines of the trace that are written at a time
@@ -88,7 +89,7 @@ class RunDir:
     def forget(self) -> None:
         """Nothing happened here worth going on with: the directory may be used for a new run."""
         with storing(self.path):
-            for name in (CONFIG, METRICS):
+            for name in (CONFIG, METRICS, ASKED):
                 (self.path / name).unlink(missing_ok=True)
 
     def close_trace(self) -> None:

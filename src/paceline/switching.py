@@ -13,10 +13,9 @@ import yaml
 from paceline import pace as p
 from paceline.config import JobConfig, PaceConfig
 from paceline.requests import answer, ask, waiting
-from paceline.rundir import replace_text
+from paceline.rundir import ASKED, replace_text
 from paceline.runtimes.coordinator import Coordinator
 
-ASKED = "pace.asked"
 _KIND = "yaml"  # of its requests: the keys of `pace:`
 _PATIENCE = 60.0  # seconds that a person waits for the answer
 
@@ -42,6 +41,7 @@ class Switching:
         self._asked: PaceConfig | None = None
         self._kept: dict[int, PaceConfig] = {}  # what was asked for, by switches of the plan that were due then
         self._answering: tuple[Path, int] | None = None  # a request, and how many pauses there were before it
+        self._refused: set[Path] = set()  # requests that were told to a person, and not taken up
         self._told = 0
         self._decided = 0  # decisions of the autopilot that were told, of this process
         self._earlier = 0  # and before it
@@ -94,17 +94,27 @@ class Switching:
                 self._answering = None
         elif (found := self._request()) is not None:
             path, chosen = found
+            try:
+                path.unlink(missing_ok=True)  # taken up: who asked cannot withdraw it any more
+            except OSError as error:
+                self._refuse(path, error)
+                return
             if virtual:
                 why = "a simulation changes its pace by `switch:` in its configuration"
                 answer(path, {"refused": why})
                 return
             self._asked, self._answering = chosen, (path, len(coordinator.pauses))
             self._keep(chosen)
-            path.unlink(missing_ok=True)  # taken up: who asked cannot withdraw it any more
             pace = self._take(chosen)
             coordinator.pilot = self.pilot
             coordinator.switch(pace)
             self._note(f"{coordinator.machine.account.read:,} samples: the pace is now {pace.name}, as asked")
+
+    def _refuse(self, path: Path, error: OSError) -> None:
+        """Of a request that cannot be taken up, since its folder is somebody else's; say it once."""
+        if path not in self._refused:
+            self._refused.add(path)
+            self._note(f"{path} asks for a pace and cannot be removed ({error.strerror}); nothing is changed")
 
     def _keep(self, chosen: PaceConfig) -> None:
         """Write down at once what was asked: a recovery may go back to a snapshot of before."""

@@ -42,6 +42,17 @@ def office(restored=None, workers=2):
     return held, notes, clock
 
 
+def test_what_was_restored_is_kept_until_its_worker_says_otherwise():
+    """A worker that loads its state and then computes through the next snapshot is late, not empty-handed."""
+    held, notes, _ = office({"worker-0": torch.ones(3)}, workers=1)
+    assert held.question("worker-0")[0] == {"held": "load"}
+    held.answered("worker-0", None, torch.zeros(0))
+    number = held.want(1)
+    assert torch.equal(held.collect(number, seconds=0.0)["worker-0"], torch.ones(3))
+    assert len(notes) == 1
+    assert "did not tell" in notes[0]
+
+
 def test_a_snapshot_asks_everybody_once():
     held, notes, _ = office()
     assert held.question("worker-0") is None

@@ -293,6 +293,9 @@ def test_an_address_where_nobody_listens_is_told_at_once(folder, monkeypatch, ca
         line = f"cluster.address: nobody is to be reached at '{address}' (Connection refused); start Ray there"
         line += " (docs/running-on-a-cluster.md), or use address: local"
         assert is_told(monkeypatch, capsys, "cluster.yaml", f"cluster.address={address}", line)
+    code, said = told(monkeypatch, capsys, "cluster.yaml", f"cluster.address={scheme}head..lan:6379")
+    assert code == 2
+    assert "nobody is to be reached" in said
     code, said = told(monkeypatch, capsys, "cluster.yaml", f"cluster.address={scheme}127.0.0.1:99999")
     assert code == 2
     assert said.startswith(f"paceline: cluster.address: nobody is to be reached at '{scheme}127.0.0.1:99999' (")

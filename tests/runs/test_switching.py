@@ -10,6 +10,7 @@ from tools import job, synthetic
 from paceline import pace as p
 from paceline.errors import RunDirError
 from paceline.requests import ask, waiting
+from paceline.rundir import RunDir
 from paceline.runtimes.coordinator import Coordinator
 from paceline.switching import Switching
 
@@ -97,4 +98,31 @@ def test_a_file_that_is_no_request_changes_nothing(config, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "pace.asked").write_text("{broken")
+    assert Switching(config, run, lambda text: None).begin(0, 0, None).name == "sync"
+
+
+def test_a_request_that_cannot_be_taken_away_changes_nothing(config, tmp_path, monkeypatch):
+    """The folder of requests belongs to who asked first."""
+    run, said = tmp_path / "run", []
+    switching, coordinator = begun(config, run)
+    switching._note = said.append
+    path = request(run, "gba")
+
+    def refuse(self, missing_ok=False):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(path), "unlink", refuse)
+    for _ in range(3):
+        switching.follow_requests(coordinator, virtual=False)
+    assert coordinator.machine.pace.name == "sync"
+    assert len(said) == 1
+    assert "cannot be removed (Permission denied); nothing is changed" in said[0]
+
+
+def test_a_run_that_was_forgotten_leaves_no_choice_behind(config, tmp_path):
+    run = tmp_path / "run"
+    switching, coordinator = begun(config, run)
+    request(run, "gba")
+    switching.follow_requests(coordinator, virtual=False)
+    RunDir(run).forget()
     assert Switching(config, run, lambda text: None).begin(0, 0, None).name == "sync"

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 PATIENCE = 10.0  # seconds that a snapshot waits for states
+_LOOK = 0.5  # seconds
 _GRACE = 2.0  # seconds that a process may be cut off and is still waited for
 Question = tuple[dict[str, Any], list[Any]]
 
@@ -74,7 +75,9 @@ class Held:
         """The process has loaded what it was told to (number: None), or gives its state for a snapshot."""
         with self._changed:
             if number is None:
-                self._restored.pop(process, None)
+                restored = self._restored.pop(process, None)
+                if restored is not None:  # what it holds until it says otherwise
+                    self._states.setdefault(process, restored)
             elif number > self._given.get(process, 0):
                 self._given[process], self._states[process] = number, state
             self._changed.notify_all()
@@ -90,7 +93,9 @@ class Held:
         """The states of all processes that are here for snapshot `number`; waits for them up to `seconds`, and takes
         older ones of those that are late."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._late(number), seconds)
+            until = time.monotonic() + seconds
+            while self._late(number) and time.monotonic() < until:
+                self._changed.wait(min(_LOOK, seconds))  # whoever has gone is not waited for any more
             late = self._late(number)
             for process in [p for p in self._states if not self._is_here(p)]:
                 self._lose(process, self._states.pop(process))

@@ -94,6 +94,7 @@ class Lockstep:
             return  # `advance` sees to it when all have come back
         for member in [m for m in self.members.values() if m.worker in workers and m.shard is None]:
             del self.members[member.name]
+            self._names = ()  # a process of that name that comes later is another one
             if coordinator is not None and member.worker in self.stepping:
                 self._away(coordinator, member.worker or "")
 

@@ -221,6 +221,9 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         if before is not None:
             self._leave(before)
         with self._changed:
+            twin = self._places.get(place.name)  # that came at the same moment
+            if twin is not None and twin.process:
+                self.held.left(twin.process, twin.epoch)
             self._places[place.name] = place
             if place.process:
                 place.epoch = self.held.came(place.process)

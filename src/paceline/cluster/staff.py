@@ -40,6 +40,7 @@ class Staff:
     ) -> None:  # fmt: skip
         self._run_dir, self._specs, self._make = run_dir, specs, make
         self._cluster, self._ray, self._note = cluster, placing, note
+        self._unremovable: set[Path] = set()  # requests that were told to a person, and not taken up
         self._away: set[str] = set()  # workers that were sent away and not called back
         self._change: _Change | None = None
         self._claim: TextIO | None = None  # on the run's requests
@@ -93,7 +94,13 @@ class Staff:
             if wrong is not None:
                 answer(path, {"refused": wrong})
                 return
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:  # its folder is somebody else's
+                if path not in self._unremovable:
+                    self._unremovable.add(path)
+                    self._note(f"{path} asks for helpers and cannot be removed ({error.strerror}); nothing is changed")
+                return
             now, self._change = time.monotonic(), _Change(path)
             for number in range(wanted):
                 spec = self._make(number)

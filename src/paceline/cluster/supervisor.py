@@ -82,7 +82,7 @@ def _check_address(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last: of a name that cannot be a host's
         why = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"cluster.address: nobody is to be reached at {address!r} ({why}); start Ray there"

@@ -94,7 +94,7 @@ class Feedback:
             if piece.numel() < self.thinning.smallest:
                 continue
             size = piece.abs()
-            if self._renews():
+            if self._renews() or not self.thresholds[k]:  # one of zero, of few entries that were not, would let all out
                 self.thresholds[k] = _threshold(size, self.thinning.keep)
             stays.logical_and_(size >= self.thresholds[k])
         self.steps += 1
