@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 from parties import Party
-from safetensors.torch import load_file
-from tools import assert_same_state, interrupt_at, job, state_of, synthetic, train
+from tools import assert_same_run, held, interrupt_at, job, state_of, synthetic, train
 
-from paceline import checkpoint
 from paceline.cluster.chief import Chief
 from paceline.cluster.held import Held
 from paceline.errors import TrainingError
@@ -206,20 +204,6 @@ def run(log):
     yield start
     for each in made:
         each.end()
-
-
-def held(folder):
-    path = sorted((folder / "checkpoints").glob("[0-9]*"))[-1]
-    tensors = load_file(path / checkpoint.STATISTICS)
-    return {name.removeprefix("held/"): tensor for name, tensor in tensors.items() if name.startswith("held/")}
-
-
-def assert_same_run(a, b):
-    assert_same_state(a, b)
-    ours, theirs = held(a), held(b)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
 
 
 def test_a_worker_on_a_cluster_is_bitwise_one_in_threads(log, tmp_path, run):

@@ -3,11 +3,9 @@
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 from test_virtual import cluster
-from tools import assert_same_state, interrupt_at, job, state_of, synthetic, train
+from tools import assert_same_run, assert_same_state, held, interrupt_at, job, state_of, synthetic, train
 
-from paceline import checkpoint
 from paceline.errors import ConfigError, RunDirError
 from paceline.exchange.thin import thin_bytes
 from paceline.jobfile import check
@@ -37,21 +35,6 @@ def log(tmp_path_factory):
 
 def compressed(log, **changes):
     return job(log, **{"compress": GRADIENTS, **changes})
-
-
-def held(run):
-    """{worker: what it holds back} in a run's newest checkpoint."""
-    path = sorted((run / "checkpoints").glob("[0-9]*"))[-1]
-    tensors = load_file(path / checkpoint.STATISTICS)
-    return {name.removeprefix("held/"): tensor for name, tensor in tensors.items() if name.startswith("held/")}
-
-
-def assert_same_run(a, b):
-    assert_same_state(a, b)
-    ours, theirs = held(a), held(b)
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
 
 
 @pytest.mark.parametrize("pace", ["sync", "gba"])

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
 
+from paceline import checkpoint
 from paceline.data.synth import SynthSpec
 from paceline.data.synth_write import write_log
 from paceline.jobfile import check
@@ -104,3 +107,18 @@ def interrupt_at(monkeypatch, rows: int) -> None:
 
 
 __all__ = ["assert_same_state", "interrupt_at", "job", "snapshot_of", "state_of", "synthetic", "train"]
+
+
+def held(run):
+    """{worker: what it holds back} in a run's newest checkpoint."""
+    path = sorted((run / "checkpoints").glob("[0-9]*"))[-1]
+    tensors = load_file(path / checkpoint.STATISTICS)
+    return {name.removeprefix("held/"): tensor for name, tensor in tensors.items() if name.startswith("held/")}
+
+
+def assert_same_run(a, b):
+    assert_same_state(a, b)
+    ours, theirs = held(a), held(b)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name

@@ -190,7 +190,9 @@ class _Day:
 
     def order(self) -> list[int]:
         """In which order workers are to ask, if the day goes on from here, so that under a barrier each computes what
-        it would have: that matters where workers hold back gradients."""
+        it would have. None in particular unless workers hold back gradients: it matters to nobody else."""
+        if self.body._statistics.holding is None:
+            return []
         version, asked = self.asked
         return asked if version == self.coordinator.machine.version else list(self.asking)
 
@@ -305,7 +307,7 @@ class _Day:
     def start(self, worker: int, lease: Lease) -> None:
         body, wires = self.body, self.body._wires
         version = self.coordinator.machine.version
-        if self.asked[0] != version:
+        if body._statistics.holding is not None and self.asked[0] != version:
             self.asked = version, list(self.asking)
         if self.dense is None or self.dense_version != version:
             # One copy serves all who are granted this version.
