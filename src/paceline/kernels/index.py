@@ -11,6 +11,7 @@ import numpy as np
 
 from paceline.kernels.hashing import GOLDEN
 from paceline.kernels.jit import kernel
+from paceline.kernels.pointers import AHEAD, prefetch
 
 U = np.uint64
 
@@ -51,6 +52,8 @@ def find(entries, old, ids, rows):
     """rows[i] = row of ids[i], or -1. `old` has zero length unless the index is growing."""
     growing = old.shape[0] > 0
     for i in range(ids.shape[0]):
+        if i + AHEAD < ids.shape[0]:
+            prefetch(entries.ctypes.data + 16 * place_of(ids[i + AHEAD], entries.shape[0]))
         row = _find(entries, ids[i])
         if row < 0 and growing:
             row = _find(old, ids[i])
@@ -66,6 +69,8 @@ def find_or_insert(entries, old, ids, rows, next_row):
     growing = old.shape[0] > 0
     first = next_row
     for i in range(ids.shape[0]):
+        if i + AHEAD < ids.shape[0]:
+            prefetch(entries.ctypes.data + 16 * place_of(ids[i + AHEAD], entries.shape[0]))
         key = ids[i]
         row = _find(entries, key)
         if row < 0 and growing:

@@ -9,7 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 from paceline.kernels.jit import kernel
-from paceline.kernels.pointers import floats_at, ints_at
+from paceline.kernels.pointers import (
+    AHEAD,
+    address_of,
+    floats,
+    floats_at,
+    ints_at,
+    prefetch,
+    prefetch_bytes,
+)
 
 SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL, RMSPROP = 0, 1, 2, 3, 4, 5
 # With decay periods: the last slot of a row is its period counter; hyper[4] is the decay, hyper[5] > 0 means eager.
@@ -21,45 +29,49 @@ SMALLEST = np.float32(np.finfo(np.float32).tiny)
 
 
 @kernel
-def _adagrad(record, g, lr, eps):
-    n = g.shape[0]
-    for j in range(n):
-        record[n + j] += g[j] * g[j]
-        record[j] -= lr * g[j] / (np.sqrt(record[n + j]) + eps)
+def _sgd(w, g, lr):
+    for j in range(g.shape[0]):
+        w[j] -= lr * g[j]
 
 
 @kernel
-def _rowwise_adagrad(record, g, lr, eps):
+def _adagrad(w, squares, g, lr, eps):
+    for j in range(g.shape[0]):
+        grown = squares[j] + g[j] * g[j]
+        squares[j] = grown
+        w[j] -= lr * g[j] / (np.sqrt(grown) + eps)
+
+
+@kernel
+def _rowwise_adagrad(w, sum_, g, lr, eps):
     n = g.shape[0]
     square = np.float32(0.0)
     for j in range(n):
         square += g[j] * g[j]
-    record[n] += square / np.float32(n)
-    scale = lr / (np.sqrt(record[n]) + eps)
+    sum_[0] += square / np.float32(n)
+    scale = lr / (np.sqrt(sum_[0]) + eps)
     for j in range(n):
-        record[j] -= scale * g[j]
+        w[j] -= scale * g[j]
 
 
 @kernel
-def _adam(record, g, lr, eps, beta1, beta2, correct1, correct2):
-    n = g.shape[0]
+def _adam(w, first, second, g, lr, eps, beta1, beta2, correct1, correct2):
     one = np.float32(1.0)
-    for j in range(n):
-        m = beta1 * record[n + j] + (one - beta1) * g[j]
-        v = beta2 * record[2 * n + j] + (one - beta2) * g[j] * g[j]
-        record[n + j] = m
-        record[2 * n + j] = v
-        record[j] -= lr * (m / correct1) / (np.sqrt(v / correct2) + eps)
+    for j in range(g.shape[0]):
+        m = beta1 * first[j] + (one - beta1) * g[j]
+        v = beta2 * second[j] + (one - beta2) * g[j] * g[j]
+        first[j] = m
+        second[j] = v
+        w[j] -= lr * (m / correct1) / (np.sqrt(v / correct2) + eps)
 
 
 @kernel
-def _rmsprop(record, g, lr, eps, alpha):
-    n = g.shape[0]
+def _rmsprop(w, squares, g, lr, eps, alpha):
     one = np.float32(1.0)
-    for j in range(n):
-        v = alpha * record[n + j] + (one - alpha) * g[j] * g[j]
-        record[n + j] = v
-        record[j] -= lr * g[j] / (np.sqrt(v) + eps)
+    for j in range(g.shape[0]):
+        v = alpha * squares[j] + (one - alpha) * g[j] * g[j]
+        squares[j] = v
+        w[j] -= lr * g[j] / (np.sqrt(v) + eps)
 
 
 @kernel
@@ -182,31 +194,35 @@ def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, 
         correct1 = np.float32(1.0 - np.float64(hyper[2]) ** version)
     if kind == ADAM:
         correct2 = np.float32(1.0 - np.float64(hyper[3]) ** version)
-    before = np.empty(sums.shape[1], np.float32)
-    for i in range(rows.shape[0]):
+    n, m = sums.shape[1], rows.shape[0]
+    before = np.empty(n, np.float32)
+    for i in range(m):
+        if i + AHEAD < m:
+            prefetch_bytes(address_of(records, rows[i + AHEAD], width * 4), width * 4)
+            prefetch(address_of(clocks, rows[i + AHEAD], 16))
         if kept[i] <= 0.0:
             continue
-        record = floats_at(records, rows[i], width)
-        g = sums[i]
+        at = address_of(records, rows[i], width * 4)
+        record, g = floats(at, width), floats(sums.ctypes.data + i * n * 4, n)
+        w, first, second = floats(at, n), floats(at + n * 4, n), floats(at + 2 * n * 4, n)
         part = np.float32(steps[i] / kept[i])
         if part < np.float32(1.0):
-            for j in range(g.shape[0]):
-                before[j] = record[j]
+            for j in range(n):
+                before[j] = w[j]
         if ADAGRAD_SWAP <= kind <= FTRL_SWAP:
             factor = _owed(record, width - 1, periods, hyper[4], hyper[5])
             if factor < np.float32(1.0):
                 _decay(kind, record, g.shape[0], factor, hyper)
         if kind == SGD:
-            for j in range(g.shape[0]):
-                record[j] -= hyper[0] * g[j]
+            _sgd(w, g, hyper[0])
         elif kind in (ADAGRAD, ADAGRAD_SWAP):
-            _adagrad(record, g, hyper[0], hyper[1])
+            _adagrad(w, first, g, hyper[0], hyper[1])
         elif kind in (ROWWISE_ADAGRAD, ROWWISE_ADAGRAD_SWAP):
-            _rowwise_adagrad(record, g, hyper[0], hyper[1])
+            _rowwise_adagrad(w, first, g, hyper[0], hyper[1])
         elif kind == ADAM:
-            _adam(record, g, hyper[0], hyper[1], hyper[2], hyper[3], correct1, correct2)
+            _adam(w, first, second, g, hyper[0], hyper[1], hyper[2], hyper[3], correct1, correct2)
         elif kind == RMSPROP:
-            _rmsprop(record, g, hyper[0], hyper[1], hyper[2])
+            _rmsprop(w, first, g, hyper[0], hyper[1], hyper[2])
         elif kind == ADAM_SWAP:
             _adam_swap(record, g, hyper[0], hyper[1], hyper[2], correct1)
         elif kind == RMSPROP_SWAP:
@@ -216,8 +232,8 @@ def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, 
         else:
             _ftrl(record, g, hyper[0], hyper[1], hyper[2], hyper[3])
         if part < np.float32(1.0):
-            for j in range(g.shape[0]):
-                record[j] = before[j] + part * (record[j] - before[j])
+            for j in range(n):
+                w[j] = before[j] + part * (w[j] - before[j])
         clock = ints_at(clocks, rows[i], 2)
         clock[0] = version
         clock[1] += 1

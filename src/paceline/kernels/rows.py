@@ -6,7 +6,7 @@ import numpy as np
 
 from paceline.kernels.hashing import start_row
 from paceline.kernels.jit import kernel
-from paceline.kernels.pointers import floats_at, ints_at
+from paceline.kernels.pointers import AHEAD, address_of, floats, floats_at, ints_at, prefetch, prefetch_bytes
 
 GLOBAL_MEAN, PER_ID_MEAN, SUM = 0, 1, 2
 ON_GRADIENT, ON_STEP = 0, 1
@@ -36,16 +36,20 @@ def pull(records, width, clocks, rows, ids, seed, bounds, out, counts):
     """out float32 [n, weights] = the weights of rows[i]; where rows[i] < 0, what a new row of ids[i] starts from.
     counts int32 [n] = the updates that the row has had.
     """
-    weights = bounds.shape[0]
-    for i in range(rows.shape[0]):
+    weights, n = bounds.shape[0], rows.shape[0]
+    outs = out.ctypes.data
+    for i in range(n):
+        if i + AHEAD < n and rows[i + AHEAD] >= 0:
+            prefetch_bytes(address_of(records, rows[i + AHEAD], width * 4), weights * 4)
+            prefetch(address_of(clocks, rows[i + AHEAD], 16))
         if rows[i] < 0:
             start_row(out[i], seed, ids[i], bounds)
             counts[i] = 0
         else:
             counts[i] = ints_at(clocks, rows[i], 2)[1]
-            record = floats_at(records, rows[i], width)
+            record, target = floats_at(records, rows[i], width), floats(outs + i * weights * 4, weights)
             for j in range(weights):
-                out[i, j] = record[j]
+                target[j] = record[j]
 
 
 @kernel
@@ -93,13 +97,17 @@ def pull_sums(records, width, rows, sums):
 
 @kernel
 def pool_singles(rows, inverse, fields, begin, out):
-    """out[b, f] = rows[inverse[b * fields + f], begin : begin + width]; out float32 [B, all fields, width]."""
-    width = out.shape[2]
+    """out[b, f] = rows[inverse[b * fields + f], begin : begin + width]; out float32 [B, all fields, width]. All are
+    contiguous."""
+    width, stride = out.shape[2], out.shape[1] * out.shape[2] * 4
+    source, step = rows.ctypes.data + begin * 4, rows.shape[1] * 4
     for b in range(out.shape[0]):
+        target = out.ctypes.data + b * stride
         for f in range(fields):
-            row = rows[inverse[b * fields + f]]
+            row = floats(source + inverse[b * fields + f] * step, width)
+            into = floats(target + f * width * 4, width)
             for j in range(width):
-                out[b, f, j] = row[begin + j]
+                into[j] = row[j]
 
 
 @kernel
@@ -118,12 +126,15 @@ def pool_bag(rows, inverse, offsets, weights, begin, field, out):
 @kernel
 def spread_singles(gradient, inverse, fields, begin, sums):
     """The way back of `pool_singles`: sums[unique, begin : begin + width] += gradient[b, f]."""
-    width = gradient.shape[2]
+    width, stride = gradient.shape[2], gradient.shape[1] * gradient.shape[2] * 4
+    target, step = sums.ctypes.data + begin * 4, sums.shape[1] * 4
     for b in range(gradient.shape[0]):
+        source = gradient.ctypes.data + b * stride
         for f in range(fields):
-            row = sums[inverse[b * fields + f]]
+            row = floats(target + inverse[b * fields + f] * step, width)
+            add = floats(source + f * width * 4, width)
             for j in range(width):
-                row[begin + j] += gradient[b, f, j]
+                row[j] += add[j]
 
 
 @kernel
@@ -150,9 +161,13 @@ def add_part(
     multiplies its gradient; ON_STEP: steps float64 [m] add up share times weight.
     """
     factor = np.float32(1.0) if rule == SUM else np.float32(share)
-    for i in range(rows.shape[0]):
-        last = ints_at(clocks, rows[i], 2)[0]
-        age = last - token
+    n, width = rows.shape[0], sums.shape[1]
+    source, target = gradients.ctypes.data, sums.ctypes.data
+    for i in range(n):
+        if i + AHEAD < n:
+            prefetch(address_of(clocks, rows[i + AHEAD], 16))
+        clock = ints_at(clocks, rows[i], 2)
+        age = clock[0] - token
         digits = 0
         while age >> digits > 0:
             digits += 1
@@ -161,8 +176,7 @@ def add_part(
             continue
         scale = np.float32(weight)
         if law.shape[0] > 0:
-            behind = ints_at(clocks, rows[i], 2)[1] - counts[i]
-            scale *= law[min(max(behind, 0), law.shape[0] - 1)]
+            scale *= law[min(max(clock[1] - counts[i], 0), law.shape[0] - 1)]
         at = places[i]
         kept[at] += share
         if on == ON_STEP:
@@ -171,9 +185,9 @@ def add_part(
         else:
             steps[at] += share
             scale *= factor
-        row = sums[at]
-        for j in range(row.shape[0]):
-            row[j] += scale * gradients[i, j]
+        row, add = floats(target + at * width * 4, width), floats(source + i * width * 4, width)
+        for j in range(width):
+            row[j] += scale * add[j]
 
 
 @kernel
