@@ -15,7 +15,7 @@ from typing import Any
 from harness import COLOURS, Arm, Log, Result, Study, axes, mean_spread, merged, table
 from three_thousand import A0, DENSE_LR, JOB, LOCAL, SPARSE_LR, adagrad, cluster, sync
 
-RATES = {100: (0.2, 0.5, 1.0), 300: (0.1, 0.2, 0.5), 1000: (0.05, 0.1, 0.2), 3000: (0.05, 0.1, 0.2)}
+RATES = {100: (0.2, 0.5, 1.0), 300: (0.1, 0.2, 0.5), 1000: (0.05, 0.1, 0.2), 3000: (0.02, 0.05, 0.1, 0.2)}
 
 
 def aggregated(name: str, gradients: int, **options: Any) -> dict[str, Any]:

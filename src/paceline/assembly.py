@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from paceline.models.registry import build_model
 from paceline.naming import look_up
 from paceline.params.dense import DenseBlock, make_optimizer, slices
 from paceline.params.dense_rows import RowsOptimizer
+from paceline.params.helpers import Helpers
 from paceline.params.row_optimizers import BUILT_IN, row_optimizer
 from paceline.params.shard import Shard
 from paceline.params.sparse import SparseOptimizer
@@ -30,6 +32,7 @@ from paceline.runtimes.body import Store
 from paceline.runtimes.compute import Layout, Replica
 from paceline.runtimes.device import find_device
 from paceline.runtimes.holding import Holding
+from paceline.runtimes.local import settle_thread
 from paceline.runtimes.statistics import Statistics
 from paceline.schema import CRITEO_COLUMNS, Schema
 from paceline.teachers import Teachers
@@ -146,8 +149,9 @@ def make_inputs(config: JobConfig) -> Inputs:
     return Inputs(schema.fields, schema.dense_width, config.normalise, types)
 
 
-def make_shard(config: JobConfig, index: int = 0, shards: int = 1) -> Shard:
-    """The shard `index` of `shards`, empty: its table, and its slice of the dense parameters."""
+def make_shard(config: JobConfig, index: int = 0, shards: int = 1, threads: int = 1) -> Shard:
+    """The shard `index` of `shards`, empty: its table, and its slice of the dense parameters. threads: that share the
+    rows of an update."""
     model = make_model(config, make_inputs(config))
     parts = model.parts()
     names = None if shards == 1 else slices(model, shards)[index]
@@ -155,7 +159,9 @@ def make_shard(config: JobConfig, index: int = 0, shards: int = 1) -> Shard:
     bounds = np.concatenate([np.full(part.width, part.std * 3**0.5, np.float32) for part in parts])
     sparse = config.optimizer.sparse
     optimizer = sparse_optimizer(sparse.name, dict(sparse.options))
-    table = Table(bounds, optimizer, config.drawn_seed, balls=_balls(parts, optimizer))
+    table = Table(
+        bounds, optimizer, config.drawn_seed, balls=_balls(parts, optimizer), helpers=Helpers(threads, settle_thread)
+    )
     dense_options = {key: _maybe_number(key, value) for key, value in config.optimizer.dense.options.items()}
     dense = DenseBlock(model, make_optimizer(config.optimizer.dense.name, dense_options, model, names), names)
     _check_weights(config, optimizer, dense)
@@ -209,8 +215,10 @@ def assemble(
     """
     device = device or (config.device if store is None else "cpu")
     source = make_source(config, base)
-    route = DirectRoute(make_shard(config)) if store is None else store
-    made = make_replicas(config, config.workers if replicas is None else replicas, device)
+    count = config.workers if replicas is None else replicas
+    threads = min(count, len(os.sched_getaffinity(0)))
+    route = DirectRoute(make_shard(config, threads=threads)) if store is None else store
+    made = make_replicas(config, count, device)
     layout = made[0].layout
     statistics = Statistics(made[0].statistics, make_holding(config, made[0].model))
     return Job(config, source.schema, source, day_files(config, base), layout, route, made, statistics)

@@ -33,6 +33,32 @@ def test_the_factor_term_is_the_sum_over_pairs():
     torch.testing.assert_close(FactorTerm()(rows), pairs)
 
 
+@pytest.mark.parametrize("shape", [(64, 26, 16), (5, 3, 7), (1, 1, 1), (3, 1, 33), (0, 4, 2)])
+def test_the_factor_terms_kernels_are_its_formula_there_and_back(shape):
+    """Against double precision, by torch's own arithmetic; rows need not be contiguous."""
+    torch.manual_seed(0)
+    rows = torch.randn(shape[0], shape[2], shape[1]).transpose(1, 2).requires_grad_()
+    exact = rows.detach().double().requires_grad_()
+    upstream = torch.randn(shape[0])
+    out, wanted = FactorTerm()(rows), FactorTerm()(exact)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, wanted.float(), rtol=1e-5, atol=1e-4)
+    out.backward(upstream)
+    wanted.backward(upstream.double())
+    torch.testing.assert_close(rows.grad, exact.grad.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_factor_term_of_several_models_at_once_is_that_of_each():
+    rows = torch.randn(3, 8, 5, 4, requires_grad=True)
+    at_once = torch.func.vmap(FactorTerm())(rows)
+    (gradient,) = torch.autograd.grad(at_once.square().sum(), rows)
+    for k in range(3):
+        own = rows[k].detach().requires_grad_()
+        out = FactorTerm()(own)
+        torch.testing.assert_close(out, at_once[k], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(out.square().sum(), own)[0], gradient[k], rtol=1e-5, atol=1e-5)
+
+
 OPTIONS = {
     "lr": {},
     "fm": {"dim": 4},

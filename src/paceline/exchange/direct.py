@@ -1,8 +1,7 @@
-"""Push and pull inside one process: direct calls on the shard, serialised by a lock."""
+"""Push and pull inside one process: direct calls on the shard. Workers pull side by side; an update is alone."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from paceline.batch import Ints
+from paceline.exchange.gate import Gate
 from paceline.pace import Apply
 from paceline.params.shard import Applied, Gradient, Shard, Weighted
 from paceline.params.sparse import Floats
@@ -52,13 +52,13 @@ class DirectRoute:
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
-        self._lock = threading.Lock()
+        self._gate = Gate()
         self._waiting: dict[int, Gradient] = {}
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Nobody pulls (and so creates rows) or updates meanwhile: for copying the state."""
-        with self._lock:
+        with self._gate.alone():
             yield
 
     def pull(self, ids: Ints, dense: Tensor | None, ticket: Ticket | None = None) -> Pulled:
@@ -73,12 +73,17 @@ class DirectRoute:
 
     def rows_of(self, distinct: Ints) -> Ints:
         """Numbers int64 [n] of the rows of distinct ids, which they keep; new ids get a row."""
-        with self._lock:
-            return self.shard.table.find_or_insert(distinct)
+        with self._gate.shared():
+            numbers, unknown = self.shard.table.look_up(distinct)
+        if unknown:
+            new = numbers < 0
+            with self._gate.alone():
+                numbers[new] = self.shard.table.find_or_insert(distinct[new])
+        return numbers
 
     def pull_rows(self, numbers: Ints, inverse: npt.NDArray[np.int32], dense: Tensor | None) -> Pulled:
         """The same of rows whose numbers are known."""
-        with self._lock:
+        with self._gate.shared():
             weights, counts = self.shard.table.pull_counted(numbers, numbers)  # none is missing, so ids are not read
             if dense is not None:
                 self.shard.pull_dense(dense)
@@ -101,7 +106,7 @@ class DirectRoute:
 
     def apply(self, command: Apply) -> float:
         """Carry out an update. Returns the norm of the gradient that was applied."""
-        with self._lock:
+        with self._gate.alone():
             parts = [
                 Weighted(self._waiting.pop(p.gradient), p.share, p.factor, p.token, p.weight) for p in command.parts
             ]

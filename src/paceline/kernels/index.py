@@ -49,8 +49,9 @@ def _insert(entries, key, row):
 
 @kernel
 def find(entries, old, ids, rows):
-    """rows[i] = row of ids[i], or -1. `old` has zero length unless the index is growing."""
-    growing = old.shape[0] > 0
+    """rows[i] = row of ids[i], or -1. `old` has zero length unless the index is growing. Returns how many there are
+    not."""
+    growing, unknown = old.shape[0] > 0, 0
     for i in range(ids.shape[0]):
         if i + AHEAD < ids.shape[0]:
             prefetch(entries.ctypes.data + 16 * place_of(ids[i + AHEAD], entries.shape[0]))
@@ -58,6 +59,8 @@ def find(entries, old, ids, rows):
         if row < 0 and growing:
             row = _find(old, ids[i])
         rows[i] = row
+        unknown += row < 0
+    return unknown
 
 
 @kernel
@@ -100,6 +103,8 @@ def unique(ids, uniques, inverse, scratch):
     capacity = scratch.shape[0]
     count = 0
     for i in range(ids.shape[0]):
+        if i + AHEAD < ids.shape[0]:
+            prefetch(scratch.ctypes.data + 4 * place_of(ids[i + AHEAD], capacity))
         key = ids[i]
         place = place_of(key, capacity)
         while True:

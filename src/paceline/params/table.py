@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from paceline.kernels import index, optimizers, rows
 from paceline.kernels.pointers import BLOCK_ROWS
 from paceline.params.blocks import Blocks
 from paceline.params.delay import DelayAware, Late
+from paceline.params.helpers import Helpers, no_helpers
 from paceline.params.sparse import Clock, Floats, SparseOptimizer
 
 Ints = npt.NDArray[np.int64]
@@ -64,7 +66,8 @@ class Table:
 
     bounds: float32 [weights]; a new row's weight j is uniform in [-bounds[j], bounds[j]) and depends on (seed, id, j)
     alone, whatever the order of arrival and the number of shards. balls: (begin, stop, radius) of weights that an
-    update shortens to that norm, if they are longer, in the rows that it touches.
+    update shortens to that norm, if they are longer, in the rows that it touches. helpers: threads that share an
+    update's rows; its result is the same bits with any number of them.
     """
 
     def __init__(
@@ -74,10 +77,12 @@ class Table:
         seed: int,
         capacity: int = 1 << 16,
         balls: tuple[tuple[int, int, float], ...] = (),
+        helpers: Helpers | None = None,
     ) -> None:
         self.bounds = bounds
         self.optimizer = optimizer
         self.balls = balls
+        self._helpers = helpers or no_helpers()
         self.seed = np.uint64(seed & (2**64 - 1))
         self.weights = int(bounds.shape[0])
         self.slots = optimizer.slots(self.weights)
@@ -104,9 +109,13 @@ class Table:
 
     def find(self, ids: Ints) -> Ints:
         """Rows of `ids` (int64 [n], distinct), -1 where there is none."""
+        return self.look_up(ids)[0]
+
+    def look_up(self, ids: Ints) -> tuple[Ints, int]:
+        """The same, and for how many of them there is none. Changes nothing, so that several threads may do it."""
         found = np.empty(ids.shape[0], np.int64)
-        index.find(self._entries, self._old, ids, found)
-        return found
+        unknown = index.find(self._entries, self._old, ids, found)
+        return found, int(unknown)
 
     def find_or_insert(self, ids: Ints) -> Ints:
         """Rows of `ids` (int64 [n], distinct); unknown ids get a new row."""
@@ -169,7 +178,7 @@ class Table:
             stop = start + part.rows.shape[0]
             place = (self._clocks.addresses, part.rows, places[start:stop])
             how = (part.counts_for(law), part.share, part.token, limit, reduce, part.weight, law, on)
-            rows.add_part(*place, part.gradients, *how, self.ages, sums, kept, steps)
+            self._add(place, np.ascontiguousarray(part.gradients), how, (sums, kept, steps))
             if late is not None and part.applied is not None:
                 now = self.applied(part.rows)
                 assert now is not None
@@ -221,6 +230,20 @@ class Table:
         values = np.ascontiguousarray(np.concatenate([block.weights, block.slots], axis=1), np.float32)
         self._write(numbers, values, block.clocks)
 
+    def _add(self, place: tuple[Any, ...], gradients: Floats, how: tuple[Any, ...], into: tuple[Any, ...]) -> None:
+        """One part's rows. They are distinct, so stretches of them never meet in a sum."""
+        clocks, numbers, places = place
+        counts, *rest = how
+
+        def add(start: int, stop: int) -> Ints:
+            ages = np.zeros_like(self.ages)
+            mine = slice(start, stop)
+            rows.add_part(clocks, numbers[mine], places[mine], gradients[mine], counts[mine], *rest, ages, *into)
+            return ages
+
+        for ages in self._helpers.each(add, numbers.shape[0]):
+            self.ages += ages
+
     def _write(self, numbers: Ints, values: Floats, clocks: Ints) -> None:
         width = self._records.width
         optimizers.write_records(self._records.addresses, width, self._clocks.addresses, numbers, values, clocks)
@@ -232,12 +255,14 @@ class Table:
         if self.optimizer.kind >= 0:
             kind, periods, hyper = self.optimizer.kind, self.optimizer.periods(clock), self._hyper
             version = clock.updates
-            missed = (_NO_ROWS, _NO_ROWS) if late is None else (late.overlap, late.missed)
-            return int(
-                optimizers.update_rows(
-                    kind, records, width, clocks, distinct, sums, kept, steps, version, periods, hyper, *missed
-                )
-            )
+            overlap, missed = (_NO_ROWS, _NO_ROWS) if late is None else (late.overlap, late.missed)
+
+            def update(start: int, stop: int) -> int:
+                mine = slice(start, stop)
+                chosen = (distinct[mine], sums[mine], kept[mine], steps[mine], version, periods, hyper)
+                return int(optimizers.update_rows(kind, records, width, clocks, *chosen, overlap[mine], missed[mine]))
+
+            return sum(self._helpers.each(update, distinct.shape[0]))
         chosen = kept > 0
         numbers, grads = distinct[chosen], sums[chosen]
         values = np.empty((numbers.shape[0], width), np.float32)
