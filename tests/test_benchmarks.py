@@ -171,3 +171,35 @@ def test_the_command_explains_itself():
         [sys.executable, "-m", "benchmarks.bench", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "--quick" in done.stdout
+
+
+def test_without_bf16_every_case_is_there_once_in_fp32():
+    for suite in (cases.QUICK, cases.FULL):
+        plain = cases.without_bf16(suite)
+        assert {case.precision for case in plain} == {"fp32", None}
+        wanted = {(c.bench, c.optimizer, c.ids) for c in suite}
+        assert {(c.bench, c.optimizer, c.ids) for c in plain} == wanted
+        assert len({(c.title, c.systems) for c in plain}) == len(plain) <= len(suite)
+
+
+def test_bf16_is_advised_against_only_where_it_is_slower():
+    from paceline.runtimes.precision import advice, layer_speeds
+
+    assert advice(50.0, 120.0) is None
+    told = advice(54.39, 0.86)
+    assert "0.9 GFLOP/s" in told
+    assert "54.4" in told
+    assert told.endswith("set precision: fp32")
+    assert all(speed > 0 for speed in layer_speeds())
+
+
+def test_a_person_is_told_where_bf16_is_slower_and_only_there(monkeypatch):
+    from paceline.runtimes import precision
+
+    notes = []
+    for speeds, kind, device in (((50, 3), "bf16", "cpu"), ((50, 90), "bf16", "cpu"), ((50, 3), "fp32", "cpu"),
+                                 ((50, 3), "bf16", "cuda")):  # fmt: skip
+        monkeypatch.setattr(precision, "layer_speeds", lambda speeds=speeds: speeds)
+        precision.warn_of_bf16(kind, device, notes.append)
+    assert len(notes) == 1
+    assert "3.0 GFLOP/s, in fp32 at 50.0" in notes[0]

@@ -19,6 +19,8 @@ from benchmarks.bench import cases, limits, machine, plot, report, startup
 from benchmarks.bench.process import ROOT
 from benchmarks.bench.rounds import Sizes, measure
 
+from paceline.runtimes.precision import advice, layer_speeds
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -33,6 +35,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help="a regular expression: cases whose title has it")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of a round, about, for each system")
+    parser.add_argument(
+        "--bf16", action="store_true", help="measure bf16 also on a processor without instructions for it"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of each system, in all")
     parser.add_argument("--samples", type=int, help="that lie in memory, and are gone through over and over")
     options = parser.parse_args()
@@ -46,8 +51,14 @@ def main() -> None:
         threads=options.threads,
         check=16 if quick else 32,
     )
-    chosen = [case for case in (cases.QUICK if quick else cases.FULL) if re.search(options.only, case.title)]
+    suite = cases.QUICK if quick else cases.FULL
+    slow = None if options.bf16 else advice(*layer_speeds())
+    if slow is not None:
+        suite = cases.without_bf16(suite)
+    chosen = [case for case in suite if re.search(options.only, case.title)]
     book = Book(out, options.json)
+    if slow is not None:
+        book.add("bf16", f"No case in bf16: {slow.split(': ', 1)[1]}.".replace("; set precision: fp32", ""), slow)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="paceline-bench-") as folder:
         for number, case in enumerate(chosen, 1):
@@ -57,7 +68,7 @@ def main() -> None:
             print(report.table(book.results[-1]) + "\n", flush=True)
         ids = sorted({case.ids for case in chosen if case.ids} or {cases.M})
         if re.search(options.only, "limits"):
-            book.add("limits", *limits.measure(sizes, Path(folder), ids))
+            book.add("limits", *limits.measure(sizes, Path(folder), ids, bf16=slow is None))
         if re.search(options.only, "start-up"):
             book.add("start-up", *startup.measure(sizes, Path(folder)))
     print(f"{time.monotonic() - started:.0f} s; {out / 'table.md'}, plot.png, details.json")

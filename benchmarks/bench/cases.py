@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Role = Literal["ours", "peer", "limit"]
@@ -101,3 +101,9 @@ FULL = [
     reading("tsv.gz"),
     reading("parquet"),
 ]
+
+
+def without_bf16(suite: list[Case]) -> list[Case]:
+    """The suite in fp32, for a processor on which bf16 takes many times as long: each case once."""
+    plain = [replace(case, precision="fp32") if case.precision == "bf16" else case for case in suite]
+    return list({(case.title, case.systems): case for case in plain}.values())

@@ -32,10 +32,10 @@ SQUARE = 2048
 TURNS = 9
 
 
-def measure(sizes: Sizes, folder: Path, ids: list[int]) -> tuple[str, dict[str, Any]]:
+def measure(sizes: Sizes, folder: Path, ids: list[int], bf16: bool = True) -> tuple[str, dict[str, Any]]:
     """(tables as Markdown, the numbers)."""
     settle(sizes.threads)
-    machine = machine_limits(sizes.threads)
+    machine = machine_limits(sizes.threads, bf16)
     torch.set_num_threads(1)
     where = {count: folder / f"ids-{count}" for count in ids}
     for count, at in where.items():
@@ -45,7 +45,7 @@ def measure(sizes: Sizes, folder: Path, ids: list[int]) -> tuple[str, dict[str, 
     dense = [
         dense_share(str(next(iter(where.values()))), model, precision, machine, sizes)
         for model in ("deepfm", "dlrm")
-        for precision in ("bf16", "fp32")
+        for precision in (("bf16", "fp32") if bf16 else ("fp32",))
     ]
     text = [
         report.rows("Limits of the machine", ["", "1 thread", f"{sizes.threads} threads"],
@@ -78,7 +78,7 @@ def together(threads: int, made: Callable[[], Callable[[], Any]]) -> float:
         return timed(lambda: list(pool.map(lambda work: work(), works)))
 
 
-def machine_limits(threads: int) -> dict[str, tuple[float, float]]:
+def machine_limits(threads: int, bf16: bool) -> dict[str, tuple[float, float]]:
     """By name: the whole machine's rate on one thread, and on `threads` of them."""
 
     def stream() -> Callable[[], Any]:
@@ -94,6 +94,8 @@ def machine_limits(threads: int) -> dict[str, tuple[float, float]]:
         "matrix product fp32, GFLOP/s": (lambda: product(torch.float32), 2 * SQUARE**3 / 1e9),
         "matrix product bf16, GFLOP/s": (lambda: product(torch.bfloat16), 2 * SQUARE**3 / 1e9),
     }
+    if not bf16:
+        del work["matrix product bf16, GFLOP/s"]
     counts = (1, threads)
     return {
         name: tuple(count * amount / together(count, made) for count in counts)  # type: ignore[misc]

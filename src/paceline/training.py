@@ -28,6 +28,7 @@ from paceline.rundir import CHECKPOINTS, RunDir
 from paceline.runtimes.body import Body, Store
 from paceline.runtimes.coordinator import Coordinator
 from paceline.runtimes.local import LocalBody
+from paceline.runtimes.precision import warn_of_bf16
 from paceline.switching import Switching
 from paceline.tally import Tally, count
 from paceline.telemetry import Telemetry
@@ -74,6 +75,7 @@ def train(
         job = assemble(config, base, replicas, store)
         keeper = make_keeper(run.path / CHECKPOINTS, job)
         trainer = Trainer(job, run, watcher or Silent(), body(job), keeper)
+        warn_of_bf16(config.precision, job.replicas[0].device.type, trainer.watcher.note)
         trainer.begin()
         return trainer.go()
 
@@ -82,8 +84,7 @@ class Trainer:
     """One run. `begin` restores or starts, `go` does the days."""
 
     def __init__(self, job: Job, run: RunDir, watcher: Watcher, body: Body, keeper: Keeper) -> None:
-        self.job, self.run, self.watcher, self.body = job, run, watcher, body
-        self.config = job.config
+        self.job, self.run, self.watcher, self.body, self.config = job, run, watcher, body, job.config
         self.day = 0
         self.evaluated = False  # whether `day` was evaluated already
         self.again: list[Span] = []  # spans of the checkpoint that were not read again yet
