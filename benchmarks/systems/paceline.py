@@ -7,10 +7,10 @@ twice the numbers: each has a flag for a missing value.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -133,29 +133,24 @@ class Paced:
         data = Data.read(setup.folder)
         fill(self.job, data.sizes)
         self.batches = Cycle([] if self.suffix else as_batches(data, self.local))
+        self.file = self._read_on()
         machine = p.begin(self.job.config.pace.build(self.job.config.gradients))
         self.coordinator = Recorder(machine, self.job.route, lambda _: None)
 
     def train(self, steps: int) -> list[float]:
         self.coordinator.losses = []
         count = steps * self.each
-        with contextlib.closing(self._from_file(count) if self.suffix else self._from_memory(count)) as source:
-            run_day(self.coordinator, self.job.direct, self.job.replicas, source)
+        source = islice(self.file, count) if self.suffix else self.batches.take(count)
+        run_day(self.coordinator, self.job.direct, self.job.replicas, iter(source))
         return self.coordinator.losses
 
-    def _from_memory(self, count: int) -> Iterator[Batch]:
-        yield from self.batches.take(count)
-
-    def _from_file(self, count: int) -> Iterator[Batch]:
-        """Batches of the file from its start, again from its start where it ends."""
-        while count:
-            with contextlib.closing(day_batches(self.job.log, self.job.days[0], Plan(0, self.local))) as source:
-                for batch in source:
-                    if count and batch.samples == self.local:
-                        count -= 1
-                        yield batch
-                    if not count:
-                        break
+    def _read_on(self) -> Iterator[Batch]:
+        """Batches of the file, again from its start where it ends. It stays open from round to round, as in a day; what
+        is read ahead between two rounds is a few batches."""
+        while True:
+            for batch in day_batches(self.job.log, self.job.days[0], Plan(0, self.local)):
+                if batch.samples == self.local:
+                    yield batch
 
 
 class Threads:

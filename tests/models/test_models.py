@@ -117,3 +117,34 @@ def test_the_same_seed_gives_the_same_dense_parameters():
         return torch.cat([p.detach().reshape(-1) for p in model.parameters()]).numpy()
 
     np.testing.assert_array_equal(flat(), flat())
+
+
+@pytest.mark.parametrize("shape", [(64, 27, 16), (5, 3, 4), (1, 2, 1), (0, 4, 3)])
+def test_pair_products_are_their_formula_there_and_back(shape):
+    """Against double precision, by torch's own arithmetic; vectors need not be contiguous."""
+    torch.manual_seed(0)
+    model = build_model("dlrm", {"dim": shape[2], "hidden": [4]}, Inputs(tuple(map(str, range(shape[1]))), 0))
+    vectors = torch.randn(shape[0], shape[2], shape[1]).transpose(1, 2).requires_grad_()
+    exact = vectors.detach().double().requires_grad_()
+    out, wanted = model.products(vectors), model.products(exact)
+    pairs = [(i, j) for i in range(shape[1]) for j in range(i + 1, shape[1])]
+    assert out.shape == (shape[0], len(pairs))
+    for p, (i, j) in enumerate(pairs[:5]):
+        torch.testing.assert_close(wanted[:, p], (exact[:, i] * exact[:, j]).sum(1))
+    torch.testing.assert_close(out, wanted.float(), rtol=1e-5, atol=1e-5)
+    upstream = torch.randn(out.shape)
+    out.backward(upstream)
+    wanted.backward(upstream.double())
+    torch.testing.assert_close(vectors.grad, exact.grad.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_pair_products_of_several_models_at_once_are_those_of_each():
+    model = build_model("dlrm", {"dim": 4, "hidden": [4]}, Inputs(tuple("abcde"), 0))
+    vectors = torch.randn(3, 8, 5, 4, requires_grad=True)
+    at_once = torch.func.vmap(model.products)(vectors)
+    (gradient,) = torch.autograd.grad(at_once.square().sum(), vectors)
+    for k in range(3):
+        own = vectors[k].detach().requires_grad_()
+        out = model.products(own)
+        torch.testing.assert_close(out, at_once[k], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(out.square().sum(), own)[0], gradient[k], rtol=1e-5, atol=1e-5)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from paceline.kernels import pairs as kernels
 from paceline.models.base import Inputs, Model, Part, tower
 from paceline.models.operators import FieldSum
 
@@ -45,8 +48,49 @@ class DLRM(Model):
             bottom = self.bottom(dense)
             extra = [bottom]
             vectors = torch.cat([bottom.to(vectors.dtype).unsqueeze(1), vectors], dim=1)
-        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
-        pairs = self.get_buffer("pairs")
-        top = self.top(torch.cat([*extra, products.index_select(1, pairs)], dim=1))
+        top = self.top(torch.cat([*extra, self.products(vectors)], dim=1))
         logit: Tensor = self.out(top).squeeze(1)
         return logit
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """Dot products of all pairs: [B, V, dim] -> [B, V (V - 1) / 2]."""
+        half = torch.is_autocast_enabled(vectors.device.type)
+        if vectors.dtype == torch.float32 and vectors.device.type == "cpu" and not half:
+            out: Tensor = _PairProducts.apply(vectors, self.get_buffer("pairs"))  # type: ignore[no-untyped-call]
+            return out
+        return _pair_products(vectors, self.get_buffer("pairs"))
+
+
+def _pair_products(vectors: Tensor, pairs: Tensor) -> Tensor:
+    """[..., V, dim] -> [..., V (V - 1) / 2]; pairs: their places in a flat V x V matrix."""
+    return torch.matmul(vectors, vectors.transpose(-1, -2)).flatten(-2).index_select(-1, pairs)
+
+
+class _PairProducts(torch.autograd.Function):
+    """The same on the CPU. A pair's gradient g goes to both of its vectors: dV = S V with S symmetric, S_ij = g_ij, so
+    one product of matrices is the way back, where autograd takes two and adds up every place of the matrix."""
+
+    @staticmethod
+    def forward(vectors: Tensor, pairs: Tensor) -> Tensor:
+        square = torch.bmm(vectors, vectors.transpose(1, 2))
+        out = vectors.new_empty(vectors.shape[0], pairs.shape[0])
+        kernels.above(square.numpy(), out.numpy())
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (vectors,) = ctx.saved_tensors
+        square = vectors.new_empty(vectors.shape[0], vectors.shape[1], vectors.shape[1])
+        kernels.mirrored(gradient.contiguous().numpy(), square.numpy())
+        return torch.bmm(square, vectors), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], vectors: Tensor, pairs: Tensor) -> tuple[Tensor, int]:
+        assert in_dims[0] is not None
+        assert in_dims[1] is None
+        return _pair_products(vectors.movedim(in_dims[0], 0), pairs), 0
