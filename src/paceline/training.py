@@ -75,7 +75,7 @@ def train(
         job = assemble(config, base, replicas, store)
         keeper = make_keeper(run.path / CHECKPOINTS, job)
         trainer = Trainer(job, run, watcher or Silent(), body(job), keeper)
-        warn_of_bf16(config.precision, job.replicas[0].device.type, trainer.watcher.note)
+        warn_of_bf16(config.precision, "" if store else job.replicas[0].device.type, trainer.watcher.note)
         trainer.begin()
         return trainer.go()
 

@@ -1,5 +1,6 @@
 """The route of one process: pulls side by side, updates alone."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -36,12 +37,14 @@ def test_who_changes_is_alone():
         for _ in range(200):
             with gate.alone():
                 inside.append(number)
+                os.sched_yield()
                 most.append(len(inside))
                 inside.remove(number)
 
     def read():
         for _ in range(200):
             with gate.shared():
+                os.sched_yield()
                 most.append(len(inside) + 1)
 
     with ThreadPoolExecutor(6) as pool:
@@ -118,3 +121,52 @@ def test_rows_are_numbered_as_one_call_would_number_them():
         ids = np.unique(rng.integers(-500, 500, 80))
         rng.shuffle(ids)
         np.testing.assert_array_equal(shared.rows_of(ids), alone.find_or_insert(ids))
+
+
+def test_an_index_that_grows_is_moved_also_by_pulls_that_bring_no_new_ids():
+    shared = route()
+    table, ids = shared.shard.table, np.arange(200_000)
+    known = 0
+    while table._old.shape[0] < 1 << 17:  # more than a few calls move
+        shared.rows_of(ids[known : known + 1000])
+        known += 1000
+    for _ in range(table._old.shape[0] // (1 << 15) + 1):
+        shared.rows_of(ids[:10])
+    assert not table.growing
+    assert len(table) == known
+    np.testing.assert_array_equal(shared.rows_of(ids[:known]), np.arange(known))
+
+
+def test_who_is_interrupted_while_waiting_to_change_holds_nobody_up():
+    gate, queued, strike, behind, read = Gate(), *(threading.Event() for _ in range(4))
+
+    class Interrupted(threading.Condition):
+        def wait(self, timeout=None):
+            if threading.current_thread().name.startswith("changing"):
+                queued.set()
+                self.release()
+                assert strike.wait(LONG)
+                self.acquire()
+                raise KeyboardInterrupt
+            behind.set()
+            return super().wait(timeout)
+
+    gate._turn = Interrupted(threading.Lock())
+
+    def change():
+        with pytest.raises(KeyboardInterrupt), gate.alone():
+            pass
+
+    def come():
+        with gate.shared():
+            read.set()
+
+    with ThreadPoolExecutor(1, "changing") as one, ThreadPoolExecutor(1, "reading") as other, gate.shared():
+        changing = one.submit(change)
+        assert queued.wait(LONG)
+        reading = other.submit(come)
+        assert behind.wait(LONG)
+        strike.set()
+        changing.result()
+        assert read.wait(LONG)  # though the first reader has not left
+        reading.result()

@@ -75,7 +75,8 @@ class DirectRoute:
         """Numbers int64 [n] of the rows of distinct ids, which they keep; new ids get a row."""
         with self._gate.shared():
             numbers, unknown = self.shard.table.look_up(distinct)
-        if unknown:
+            growing = self.shard.table.growing
+        if unknown or growing:  # an index that grows moves on with every call
             new = numbers < 0
             with self._gate.alone():
                 numbers[new] = self.shard.table.find_or_insert(distinct[new])

@@ -40,6 +40,9 @@ class Gate:
             try:
                 while self._changing or self._reading:
                     self._turn.wait()
+            except BaseException:
+                self._turn.notify_all()  # those behind it need not wait for it any more
+                raise
             finally:
                 self._waiting -= 1
             self._changing = True

@@ -9,11 +9,11 @@ from paceline.kernels.pointers import floats
 
 
 @kernel
-def factor(rows, sums, out):
+def factor(rows, sums, squares, out):
     """rows float32 [B, F, dim], contiguous; sums float32 [B, dim] = sum over fields; out float32 [B] =
-    1/2 sum_j (sums_j^2 - sum_f rows_fj^2), subtracted within each dimension, where fewer digits cancel."""
+    1/2 sum_j (sums_j^2 - sum_f rows_fj^2), subtracted within each dimension, where fewer digits cancel. squares float32
+    [dim] is room to work in: the caller's, for an array made here would be freed while a view still looks at it."""
     fields, dim = rows.shape[1], rows.shape[2]
-    squares = np.empty(dim, np.float32)
     square = floats(squares.ctypes.data, dim)
     for b in range(rows.shape[0]):
         total = floats(sums.ctypes.data + b * dim * 4, dim)

@@ -86,7 +86,7 @@ class _PairProducts(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (vectors,) = ctx.saved_tensors
         square = vectors.new_empty(vectors.shape[0], vectors.shape[1], vectors.shape[1])
-        kernels.mirrored(gradient.contiguous().numpy(), square.numpy())
+        kernels.mirrored(gradient.detach().contiguous().numpy(), square.numpy())
         return torch.bmm(square, vectors), None
 
     @staticmethod

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -107,7 +108,8 @@ class _Factor(torch.autograd.Function):
     @staticmethod
     def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
         sums, out = rows.new_empty(rows.shape[0], rows.shape[2]), rows.new_empty(rows.shape[0])
-        kernels.factor(rows.detach().contiguous().numpy(), sums.numpy(), out.numpy())
+        squares = np.empty(rows.shape[2], np.float32)
+        kernels.factor(rows.detach().contiguous().numpy(), sums.numpy(), squares, out.numpy())
         return out, sums
 
     @staticmethod
@@ -119,10 +121,9 @@ class _Factor(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Tensor:
         rows, sums = ctx.saved_tensors
-        out = torch.empty(rows.shape)
-        kernels.factor_back(
-            gradient.contiguous().numpy(), rows.detach().contiguous().numpy(), sums.numpy(), out.numpy()
-        )
+        plain = rows.detach().contiguous()
+        out = torch.empty_like(plain)
+        kernels.factor_back(gradient.detach().contiguous().numpy(), plain.numpy(), sums.numpy(), out.numpy())
         return out
 
     @staticmethod

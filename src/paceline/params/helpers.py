@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -28,12 +28,13 @@ class Helpers:
         bounds = [rows * i // shares for i in range(shares + 1)]
         if self._pool is None or shares == 1:
             return [work(0, rows)]
-        others = [self._pool.submit(work, bounds[i], bounds[i + 1]) for i in range(1, shares)]
+        others: list[Future[T]] = []
         try:
+            others += (self._pool.submit(work, bounds[i], bounds[i + 1]) for i in range(1, shares))
             first = work(bounds[0], bounds[1])
         finally:
-            rest = [other.result() for other in others]
-        return [first, *rest]
+            wait(others)  # whatever happened: the caller takes it that nobody touches its rows any more
+        return [first, *(other.result() for other in others)]
 
 
 def no_helpers() -> Helpers:

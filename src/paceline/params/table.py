@@ -62,7 +62,8 @@ class RowBlock:
 
 
 class Table:
-    """Rows keyed by id. Not thread-safe: its owner serialises calls (kernels release the GIL while they run).
+    """Rows keyed by id. Not thread-safe: while its owner has it changed, nobody may do anything else with it
+    (kernels release the GIL while they run); `look_up` and `pull` change nothing.
 
     bounds: float32 [weights]; a new row's weight j is uniform in [-bounds[j], bounds[j]) and depends on (seed, id, j)
     alone, whatever the order of arrival and the number of shards. balls: (begin, stop, radius) of weights that an
@@ -116,6 +117,11 @@ class Table:
         found = np.empty(ids.shape[0], np.int64)
         unknown = index.find(self._entries, self._old, ids, found)
         return found, int(unknown)
+
+    @property
+    def growing(self) -> bool:
+        """Whether a part of the index still lies in its old place, from where `find_or_insert` moves it."""
+        return bool(self._old.shape[0])
 
     def find_or_insert(self, ids: Ints) -> Ints:
         """Rows of `ids` (int64 [n], distinct); unknown ids get a new row."""
@@ -178,11 +184,12 @@ class Table:
             stop = start + part.rows.shape[0]
             place = (self._clocks.addresses, part.rows, places[start:stop])
             how = (part.counts_for(law), part.share, part.token, limit, reduce, part.weight, law, on)
-            self._add(place, np.ascontiguousarray(part.gradients), how, (sums, kept, steps))
+            gradients = np.ascontiguousarray(part.gradients, np.float32)
+            self._add(place, gradients, how, (sums, kept, steps))
             if late is not None and part.applied is not None:
                 now = self.applied(part.rows)
                 assert now is not None
-                late.add(place, part.gradients, now - part.applied, how)
+                late.add(place, gradients, now - part.applied, how)
             start = stop
         rows.finish_sums(reduce, sums, kept)
         self.squares = float(np.vdot(sums, sums))
