@@ -44,11 +44,10 @@ def computing(stack: ExitStack, replicas: list[Replica], stacked: int) -> Submit
     """One replica: in this thread; several: in a thread for each. A gradient depends on its work alone, so the number
     of threads changes no bit. stacked > 1: up to so many gradients in one go, by batched products; that saves the
     calls that small models mostly consist of, and rounds differently."""
+    settle_thread()  # this one carries out updates, together with helpers that are settled
     if stacked > 1:
-        settle_thread()
         return _Stack(replicas[0], stacked).submit
     if len(replicas) == 1:
-        settle_thread()
         return lambda work: _Done(_compute(replicas[0], work))
     free: SimpleQueue[Replica] = SimpleQueue()
     for replica in replicas:
