@@ -23,7 +23,9 @@ def check(name: str, end: dict) -> None:
         assert end[key] == expected[key], key
     for key in ("auc", "logloss", "gauc"):
         if expected[key] is not None:
-            assert end[key] == pytest.approx(expected[key], abs=0.002), key
+            # GAUC is a mean over few users: on KuaiRand the same job with one sum rounded otherwise (out of double
+            # precision, say) ends 0.0030 apart in it, 0.00006 in AUC.
+            assert end[key] == pytest.approx(expected[key], abs=0.005 if key == "gauc" else 0.002), key
 
 
 def test_criteo(tmp_path, criteo):
