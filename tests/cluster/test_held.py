@@ -233,7 +233,7 @@ def test_several_workers_close_the_account_and_tell_what_they_hold(tmp_path, run
     assert all(bool(state[:-2].any()) for state in held(tmp_path / "run").values())
     assert not [note for note in made.notes() if "gradients" in note]
     measured, predicted = line["bytes_measured"], line["bytes_predicted"]
-    # Who computes which batch is a matter of time, and so is how much passes a threshold: 0.201 was seen.
+    # Who computes which batch is a matter of time, and so is how much passes a threshold: under sync 0.18 to 0.201.
     assert measured["dense_gradients"] < 0.25 * measured["dense"]
     assert 0 < measured["dense_gradients_places"] < measured["dense_gradients"] < 2 * predicted["dense_gradients"]
 
