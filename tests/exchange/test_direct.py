@@ -62,7 +62,7 @@ def test_who_waits_to_change_goes_before_those_who_come_to_read():
             waits.set()
             return super().wait(timeout)
 
-    gate._turn = Told(threading.Lock())
+    gate._turn = Told(gate._lock)
 
     def change():
         with gate.alone():
@@ -151,7 +151,7 @@ def test_who_is_interrupted_while_waiting_to_change_holds_nobody_up():
             behind.set()
             return super().wait(timeout)
 
-    gate._turn = Interrupted(threading.Lock())
+    gate._turn = Interrupted(gate._lock)
 
     def change():
         with pytest.raises(KeyboardInterrupt), gate.alone():

@@ -172,3 +172,31 @@ def test_names_of_dense_optimizers():
     with pytest.raises(ConfigError, match=r"optimizer\.dense: adam cannot take"):
         make_dense("adam", {"period": 3})
     assert isinstance(make_dense("paceline.params.sparse:Adam", {"lr": 0.1}), Adam)  # a row optimizer of one's own
+
+
+def test_all_parameters_go_in_one_call_unless_they_count_differently():
+    options = {"lr": 0.1, "period": 7, "decay": 0.5}
+    blocks = []
+    for _ in range(2):
+        module = two_layers()
+        blocks.append(DenseBlock(module, make_optimizer("adagrad_swap", options, module)))
+    flat, apart = blocks
+    first = next(p for _, p in apart.named)
+    apart.optimizer.slots_of(first)[-1] = 1.0  # a period ahead of the others: they are not as one any more
+    for number in range(1, 6):
+        gradient = torch.randn(21, generator=torch.Generator().manual_seed(number))
+        for block in blocks:
+            block.apply(gradient, Clock(number, 3 * number))
+    assert all(p.grad is None for _, p in flat.named)
+    assert all(p.grad is not None for _, p in apart.named)
+    assert not torch.equal(flat.weights()[apart.named[0][0]], first), "it owed a period less"
+    for name, p in apart.named[1:]:
+        assert torch.equal(flat.weights()[name], p), name
+
+
+def test_a_row_optimizer_of_ones_own_goes_by_parameter():
+    """It may look at all elements of a parameter."""
+    module = two_layers()
+    block = DenseBlock(module, RowsOptimizer(module.parameters(), Adam()))
+    block.apply(torch.ones(21), Clock(1, 1))
+    assert all(p.grad is not None for _, p in block.named)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from types import TracebackType
 
 
 class Gate:
@@ -12,30 +12,38 @@ class Gate:
     so that updates do not starve. Nobody may hold it twice."""
 
     def __init__(self) -> None:
-        self._turn = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._turn = threading.Condition(self._lock)
         self._reading = 0
         self._waiting = 0
         self._changing = False
+        self._shared, self._alone = _Shared(self), _Alone(self)
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
+    def shared(self) -> AbstractContextManager[None]:
         """Nobody changes anything meanwhile."""
-        with self._turn:
+        return self._shared
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Nobody reads or changes anything meanwhile."""
+        return self._alone
+
+    def begin_reading(self) -> None:
+        """Wait until nobody changes anything, or waits to."""
+        with self._lock:
             while self._changing or self._waiting:
                 self._turn.wait()
             self._reading += 1
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._reading -= 1
-                if not self._reading:
-                    self._turn.notify_all()
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Nobody reads or changes anything meanwhile."""
-        with self._turn:
+    def end_reading(self) -> None:
+        """Let those go on who wait to change something."""
+        with self._lock:
+            self._reading -= 1
+            if not self._reading and self._waiting:
+                self._turn.notify_all()
+
+    def begin_changing(self) -> None:
+        """Wait until nobody reads or changes anything."""
+        with self._lock:
             self._waiting += 1
             try:
                 while self._changing or self._reading:
@@ -46,9 +54,40 @@ class Gate:
             finally:
                 self._waiting -= 1
             self._changing = True
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._changing = False
-                self._turn.notify_all()
+
+    def end_changing(self) -> None:
+        """Let everybody go on."""
+        with self._lock:
+            self._changing = False
+            self._turn.notify_all()
+
+
+# Classes, not generators: a pull passes here several times, and a small gradient consists of calls.
+class _Shared(AbstractContextManager[None]):
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def __enter__(self) -> None:
+        self._gate.begin_reading()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate.end_reading()
+
+
+class _Alone(AbstractContextManager[None]):
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def __enter__(self) -> None:
+        self._gate.begin_changing()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gate.end_changing()

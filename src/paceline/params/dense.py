@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from paceline.errors import ConfigError
 from paceline.naming import look_up
 from paceline.params.dense_flat import FlatAdagrad
+from paceline.params.dense_flat_rows import FlatRows
 from paceline.params.dense_rows import FOR_DENSE, RowsOptimizer
 from paceline.params.row_optimizers import row_optimizer
 from paceline.params.sparse import Clock, SparseOptimizer
@@ -95,11 +96,17 @@ class DenseBlock:
         self._sizes = [p.numel() for p in self._parameters]
         fits = FlatAdagrad.fits(optimizer, self._parameters)
         self._adagrad = FlatAdagrad(optimizer, self._parameters, self.flat) if fits else None
+        self._rows: FlatRows | None = None
+        if isinstance(optimizer, RowsOptimizer) and FlatRows.fits(optimizer, self._parameters):
+            self._rows = FlatRows(optimizer, self._parameters, self.flat)
 
     def applied(self) -> Tensor | None:
         """The sum of all gradients that were applied, float32 [parameters], if the optimizer asks what a gradient
         missed (see `paceline.params.delay`): what a pull of the dense parameters brings along."""
-        return self.optimizer.applied() if isinstance(self.optimizer, RowsOptimizer) else None
+        found = None if self._rows is None else self._rows.applied()
+        if found is None and isinstance(self.optimizer, RowsOptimizer):
+            return self.optimizer.applied()
+        return found
 
     def apply(
         self, gradient: Tensor, clock: Clock, part: float = 1.0, late: tuple[Tensor, Tensor] | None = None
@@ -108,7 +115,11 @@ class DenseBlock:
         themselves; the clock is for row optimizers. part: of the step that is taken; late: overlap and missed of
         `paceline.params.delay`, float32 [parameters] each."""
         before = self.flat.clone() if part < 1.0 else None
-        if self._adagrad is None or not self._adagrad.step(gradient):
+        if self._adagrad is not None:
+            done = self._adagrad.step(gradient)
+        else:
+            done = self._rows is not None and self._rows.step(gradient, clock, late)
+        if not done:
             self._step(gradient, clock, late)
         if before is not None:
             with torch.no_grad():
@@ -132,6 +143,8 @@ class DenseBlock:
 
         It is named by parameter, not by number, so that a parameter may go on in another shard.
         """
+        if self._rows is not None:
+            self._rows.give_back()
         state = self.optimizer.state_dict()
         names = self._by_number()
         tensors: dict[str, Tensor] = {}
@@ -163,6 +176,8 @@ class DenseBlock:
                 state.setdefault(numbers[name], {})[key] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if self._rows is not None:
+            self._rows.forget()
 
     def _by_number(self) -> list[str]:
         """Names of the parameters in the order of the optimizer's own numbers."""

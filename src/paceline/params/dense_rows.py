@@ -47,7 +47,7 @@ class RowsOptimizer(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 # `view`, which never copies: the update must reach the parameter itself.
-                weights, slots = p.view(1, -1).numpy(), self._slots(p).view(1, -1).numpy()
+                weights, slots = p.view(1, -1).numpy(), self.slots_of(p).view(1, -1).numpy()
                 grads = p.grad.reshape(1, -1).numpy()
                 if self.late is not None and isinstance(self.rows, DelayAware):
                     overlap, missed = (each[start - p.numel() : start].view(1, -1).numpy() for each in self.late)
@@ -60,9 +60,10 @@ class RowsOptimizer(torch.optim.Optimizer):
         optimizer is `DelayAware` (a copy)."""
         if not isinstance(self.rows, DelayAware):
             return None
-        return torch.cat([self._slots(p)[-p.numel() :] for group in self.param_groups for p in group["params"]])
+        return torch.cat([self.slots_of(p)[-p.numel() :] for group in self.param_groups for p in group["params"]])
 
-    def _slots(self, p: Tensor) -> Tensor:
+    def slots_of(self, p: Tensor) -> Tensor:
+        """A parameter's slots, float32 [slots] (itself, no copy)."""
         state = self.state[p]
         if not state:
             state["slots"] = torch.from_numpy(self.rows.slot_start(p.numel()).copy())

@@ -307,8 +307,13 @@ class Coordinator:
             raise
 
     def _step(self, event: p.Event) -> list[p.Command]:
-        with self._telling():
+        try:  # `_telling`, spelled out: several times a gradient, and thousands of small ones a second
             return self._carry_out(event)
+        except Stopped:
+            raise
+        except BaseException as error:
+            self.fail(error)
+            raise
 
     def _carry_out(self, event: p.Event) -> list[p.Command]:
         commands = p.step(self.machine, event)
