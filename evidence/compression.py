@@ -8,6 +8,9 @@ The Criteo sample, day by day, each day before it is trained on; sync, global ba
 hyper-parameters of examples/criteo/job.yaml. Gradients: 4 virtual workers whose network moves 0.1 Gbit/s, in virtual
 time. Activations: real processes, two nodes with a shard and a worker each that exchange partial sums, by bytes; their
 minutes are this machine's and say nothing of a network. Needs the data (PACELINE_DATA).
+
+The same on a synthetic log of ten million rows in ten days, with the wanted shares alone: DeepFM of 56,000 dense
+parameters, global batch 1024 = 4 local batches of 256 (activations: 4096 = 2 of 2048).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 
 import yaml
 from gba_criteo import job
-from harness import COLOURS, DATA, HERE, WORK, Arm, Result, Study, axes, mean_spread, merged, portable, table
+from harness import COLOURS, DATA, HERE, WORK, Arm, Log, Result, Study, axes, mean_spread, merged, portable, table
 
 GRADIENTS = (1.0, 0.25, 0.05, 0.01, 0.001)
 ACTIVATIONS = (1.0, 0.25, 0.1, 0.05)
@@ -35,6 +38,12 @@ CLUSTER: dict[str, Any] = {
 }
 WAYS = {"ring": {"name": "sync"}, "push and pull": {"name": "gba"}}
 Lines = list[dict[str, Any]]
+CRITEO, SYNTHETIC = "Criteo", "synthetic"
+LARGE: dict[str, Any] = {
+    "model": {"name": "deepfm", "dim": 8, "hidden": [256, 128]},
+    "optimizer": {"sparse": {"name": "adagrad", "lr": 0.02}, "dense": {"name": "adam", "lr": 0.001}},
+    "checkpoint": {"every": 10**12, "keep": 1},
+}
 
 
 def main() -> None:
@@ -45,20 +54,35 @@ def main() -> None:
     files = [str(DATA / "criteo" / f"day_{day}.tsv.gz") for day in range(days)]
     arms = []
     for seed in study.seeds:
+        log = Log(100_000, 2, seed, 0.05) if study.quick else Log(10_000_000, 10, seed, 0.05)
         for way, pace in WAYS.items():
             for keep in (1.0, 0.01) if study.quick else GRADIENTS:
                 compress = {"compress": {"gradients": {"keep": keep}, "refresh": REFRESH}}
+                name, tags = f"{way.replace(' ', '-')}-{keep:g}", {"way": way, "keep": keep}
                 made = merged(job(files), {"pace": pace, **compress})
-                name = f"{way.replace(' ', '-')}-{keep:g}"
-                arms.append(Arm(name, made, CLUSTER, None, seed, tags={"way": way, "keep": keep}))
+                arms.append(Arm(name, made, CLUSTER, None, seed, tags={**tags, "log": CRITEO}))
+                if keep in (1.0, 0.01):
+                    large = merged(LARGE, {"batch": {"global": 1024, "local": 256}, "pace": pace, **compress})
+                    arms.append(Arm(f"synthetic-{name}", large, CLUSTER, log, seed, tags={**tags, "log": SYNTHETIC}))
     gradients = study.run(arms)
-    activations = {}
+    activations: dict[str, dict[float, list[Lines]]] = {CRITEO: {}, SYNTHETIC: {}}
+    nodes = {"cluster": {"nodes": 2, "exchange": "substitute"}}
     for keep in (1.0, 0.1) if study.quick else ACTIVATIONS:
-        made = merged(job(files), {"cluster": {"nodes": 2, "exchange": "substitute"}, "batch": {"local": 128}})
-        if keep < 1:
-            made["compress"] = {"activations": {"keep": keep}}
-        activations[keep] = [
+        thin = {"compress": {"activations": {"keep": keep}}} if keep < 1 else {}
+        made = merged(job(files), nodes, {"batch": {"local": 128}}, thin)
+        activations[CRITEO][keep] = [
             perform(study, f"activations-{keep:g}-{seed}", {**made, "seed": seed}) for seed in study.seeds
+        ]
+        if keep not in ((1.0, 0.1) if study.quick else (1.0, 0.05)):
+            continue
+        large = merged(LARGE, nodes, {"batch": {"global": 4096, "local": 2048}}, thin)
+        activations[SYNTHETIC][keep] = [
+            perform(
+                study,
+                f"activations-synthetic-{keep:g}-{seed}",
+                merged(large, next(a.log for a in arms if a.log and a.seed == seed).data(), {"seed": seed}),
+            )
+            for seed in study.seeds
         ]
     report(study, gradients, activations)
 
@@ -104,15 +128,29 @@ def factors(made: dict[str, Any], keep: float) -> tuple[float, float]:
     return 4 * sum(sizes) / values, 4 * sum(sizes) / (values + places)
 
 
-def report(study: Study, gradients: list[Result], activations: dict[float, list[Lines]]) -> None:
+def report(study: Study, gradients: list[Result], activations: dict[str, dict[float, list[Lines]]]) -> None:
     text = f"# Thin gradients and activations\n\n    {study.command}\n\n{(__doc__ or '').strip()}\n\n"
     text += f"{len(study.seeds)} seed(s), ± half the range; {sum(r.minutes for r in gradients):.0f} minutes of one core"
-    text += " for the virtual runs.\n\n## Gradients\n\n"
-    plain = {(r.arm.tags["way"], r.arm.seed): r for r in gradients if r.arm.tags["keep"] == 1}
-    rows = []
+    text += " for the virtual runs.\n"
+    for log in (CRITEO, SYNTHETIC):
+        mine = [r for r in gradients if r.arm.tags["log"] == log]
+        text += f"\n## Gradients, {log}\n\n{_gradients(mine)}"
+    for log, found in activations.items():
+        text += f"\n## Activations, {log}\n\n{_activations(found)}"
+    study.write("table.md", text)
+    criteo = [r for r in gradients if r.arm.tags["log"] == CRITEO]
+    _plot(study, criteo, activations[CRITEO], _plain(criteo))
+
+
+def _plain(gradients: list[Result]) -> dict[tuple[str, int], Result]:
+    return {(r.arm.tags["way"], r.arm.seed): r for r in gradients if r.arm.tags["keep"] == 1}
+
+
+def _gradients(gradients: list[Result]) -> str:
+    plain, rows = _plain(gradients), []
     for way in WAYS:
         for keep in sorted({r.arm.tags["keep"] for r in gradients}, reverse=True):
-            runs = [r for r in gradients if r.arm.tags == {"way": way, "keep": keep}]
+            runs = [r for r in gradients if (r.arm.tags["way"], r.arm.tags["keep"]) == (way, keep)]
             bases = [plain[way, r.arm.seed] for r in runs]
             losses = [mean_of(r.lines, "logloss") for r in runs]
             gaps = [loss - mean_of(base.lines, "logloss") for loss, base in zip(losses, bases, strict=True)]
@@ -120,15 +158,18 @@ def report(study: Study, gradients: list[Result], activations: dict[float, list[
             times = [
                 1 - r.end["virtual_seconds"] / base.end["virtual_seconds"] for r, base in zip(runs, bases, strict=True)
             ]
-            fewer = factors(runs[0].arm.job, keep)
+            arm = runs[0].arm
+            fewer = factors(merged(arm.log.data() if arm.log else {}, arm.job), keep)
             rows.append(
                 [way, f"{keep:g}", f"{fewer[0]:.0f}", f"{fewer[1]:.1f}", mean_spread(losses), mean_spread(gaps),
                  mean_spread(aucs), f"{statistics.mean(times):.1%}"]
             )  # fmt: skip
     head = ["way", "keep", "times fewer: values", "with places", "log loss", "− all", "AUC", "less virtual time"]
-    text += table(head, rows) + "\n## Activations\n\n"
-    rows = []
-    base_lines = activations[1.0]
+    return table(head, rows)
+
+
+def _activations(activations: dict[float, list[Lines]]) -> str:
+    rows, base_lines = [], activations[1.0]
     for keep, found in activations.items():
         losses = [mean_of(lines, "logloss") for lines in found]
         gaps = [mean_of(a, "logloss") - mean_of(b, "logloss") for a, b in zip(found, base_lines, strict=True)]
@@ -139,8 +180,7 @@ def report(study: Study, gradients: list[Result], activations: dict[float, list[
              mean_spread(losses), mean_spread(gaps), mean_spread([mean_of(lines, "auc") for lines in found])]
         )  # fmt: skip
     head = ["keep", "times fewer: sums", "with places", "times fewer: everything", "log loss", "− all", "AUC"]
-    study.write("table.md", text + table(head, rows))
-    _plot(study, gradients, activations, plain)
+    return table(head, rows)
 
 
 KINDS: tuple[tuple[str, ...] | None, ...] = (("sums",), ("sums_places",), None)

@@ -159,9 +159,8 @@ def make_shard(config: JobConfig, index: int = 0, shards: int = 1, threads: int 
     bounds = np.concatenate([np.full(part.width, part.std * 3**0.5, np.float32) for part in parts])
     sparse = config.optimizer.sparse
     optimizer = sparse_optimizer(sparse.name, dict(sparse.options))
-    table = Table(
-        bounds, optimizer, config.drawn_seed, balls=_balls(parts, optimizer), helpers=Helpers(threads, settle_thread)
-    )
+    balls, helpers = _balls(parts, optimizer), Helpers(threads, settle_thread)
+    table = Table(bounds, optimizer, config.drawn_seed, balls=balls, helpers=helpers, half=sparse.rows == "bf16")
     dense_options = {key: _maybe_number(key, value) for key, value in config.optimizer.dense.options.items()}
     dense = DenseBlock(model, make_optimizer(config.optimizer.dense.name, dense_options, model, names), names)
     _check_weights(config, optimizer, dense)

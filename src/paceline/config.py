@@ -121,6 +121,7 @@ class Named(BaseModel):
 class SparseConfig(Named):
     name: str = "adagrad"
     reduce: Literal["global_mean", "per_id_mean", "sum"] = "global_mean"
+    rows: Literal["fp32", "bf16"] = "fp32"
 
 
 class DenseConfig(Named):

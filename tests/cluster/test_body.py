@@ -55,6 +55,13 @@ def test_moved_by_collectives_rows_train_bitwise_as_in_the_local_runtime(log, re
     assert told["bytes_measured"]["rows"] == pytest.approx(told["bytes_predicted"]["rows"], rel=0.05)
 
 
+@pytest.mark.parametrize("steps", [False, True])
+def test_rows_kept_in_bf16_are_bitwise_the_local_ones_on_any_number_of_shards(log, steps):
+    config = job(log, optimizer__sparse__rows="bf16")
+    with party(config, nodes=3, steps=steps, exchange="rows") as made:
+        assert_same(on_cluster(config, log, made), locally(config, log))
+
+
 @pytest.mark.parametrize("nodes", [2, 3])
 def test_with_partial_sums_it_trains_the_same_to_rounding(log, reference, nodes):
     config = job(log)

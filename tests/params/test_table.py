@@ -120,3 +120,27 @@ def test_the_order_of_pushes_does_not_matter_but_their_numbers_do():
         table.apply(parts, Clock(1, 0), None, 0)
         results.append(table.pull(rows, np.arange(5)))
     np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_ids_whose_hashes_begin_alike_are_told_apart():
+    """A place of the index holds 24 bits of an id's hash: that is not yet the id."""
+    golden, whole = 0x9E3779B97F4A7C15, 1 << 64
+    back = pow(golden, -1, whole)
+    alike = [((0xABCDEF12 << 32 | low) * back) % whole for low in range(3000)]
+    ids = np.array([key - whole if key >= whole // 2 else key for key in alike], np.int64)
+    table = Table(np.ones(2, np.float32), SGD(), seed=0, capacity=16)
+    rows = np.concatenate([table.find_or_insert(ids[start : start + 700]) for start in range(0, 2100, 700)])
+    assert rows.tolist() == list(range(2100))
+    assert table.find(ids).tolist() == [*range(2100), *[-1] * 900]
+    assert table.find_or_insert(ids[::-1].copy()).tolist() == [*range(2100, 3000), *range(2100)[::-1]]
+
+
+@pytest.mark.parametrize("dim", [8, 16, 64])
+def test_bytes_of_a_row(dim):
+    """The index takes 8 bytes a place, and at least three eighths of the places are used once it has moved."""
+    table = Table(np.ones(dim, np.float32), Adagrad(), seed=0)
+    for rows in (1, 2, 3, 6, 10, 13):
+        ids = np.arange(rows * BLOCK_ROWS)
+        while len(table) < len(ids) or table.growing:
+            table.find_or_insert(ids[len(table) : len(table) + 40_000])
+        assert table.bytes <= 1.3 * len(table) * (4 * 2 * dim + 24)

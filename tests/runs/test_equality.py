@@ -164,3 +164,21 @@ def test_switches_take_effect_at_a_day_and_in_its_middle(tmp_path, log):
     assert at["gba"] == 2000
     assert at["sync"] in range(4500, 4533)
     assert end["samples_read"] == 6000 == end["samples_applied"] + end["samples_dropped"]
+
+
+def test_rows_in_bfloat16_are_the_same_bits_too_and_learn_as_well(tmp_path, log, monkeypatch):
+    """Rounding by chance depends on the numbers and the version, not on threads, shards, stops and the clock."""
+    half = {"optimizer__sparse__rows": "bf16"}
+    end = run(tmp_path, log, "one", workers=1, **half)
+    run(tmp_path, log, "three", workers=3, **half)
+    interrupt_at(monkeypatch, 2500)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, log, "cut", workers=3, **half)
+    train(job(log, workers=3, **half), log, tmp_path / "cut", resume=True)
+    for other in ("three", "cut"):
+        assert_same_state(tmp_path / "one", tmp_path / other)
+    whole = run(tmp_path, log, "fp32", workers=1)
+    weights, exact = (state_of(tmp_path / name)[0]["weights"] for name in ("one", "fp32"))
+    assert not (weights.view(np.uint32) & 0xFFFF).any()
+    assert (exact.view(np.uint32) & 0xFFFF).any()
+    assert end["auc"] == pytest.approx(whole["auc"], abs=0.01)

@@ -8,16 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from paceline.kernels.halves import lift, lower, salt_of
 from paceline.kernels.jit import kernel
-from paceline.kernels.pointers import (
-    AHEAD,
-    address_of,
-    floats,
-    floats_at,
-    ints_at,
-    prefetch,
-    prefetch_bytes,
-)
+from paceline.kernels.pointers import AHEAD, address_of, floats, ints_at, prefetch, prefetch_bytes
 
 SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL, RMSPROP = 0, 1, 2, 3, 4, 5
 # With decay periods: the last slot of a row is its period counter; hyper[4] is the decay, hyper[5] > 0 means eager.
@@ -179,13 +172,14 @@ def _adagrad_delay(record, g, overlap, missed, lr, revise):
 
 
 @kernel
-def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, periods, hyper, overlap, missed):
+def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, periods, hyper, overlap, missed, spare):
     """One optimizer step on every row that kept a gradient; its clock becomes `version`. The row's weights go the share
     steps / kept of that step, if it is below 1.
 
     sums float32 [m, weights], kept and steps float64 [m]; periods: whole decay periods that have passed, int64; hyper
-    float32 [6], see each optimizer's `hyper` for their order; overlap, missed: like sums, for ADAGRAD_DELAY only.
-    Returns the number of rows that were updated.
+    float32 [6], see each optimizer's `hyper` for their order; overlap, missed: like sums, for ADAGRAD_DELAY only;
+    spare: empty, or float32 [weights + slots] to work on a row in whose weights are bfloat16 (see `halves`). Returns
+    the number of rows that were updated.
     """
     updated = 0
     correct1 = np.float32(1.0)
@@ -196,21 +190,28 @@ def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, 
         correct2 = np.float32(1.0 - np.float64(hyper[3]) ** version)
     n, m = sums.shape[1], rows.shape[0]
     before = np.empty(n, np.float32)
+    half = spare.shape[0] > 0
+    length = spare.shape[0] if half else width
+    salt = salt_of(version)
     for i in range(m):
         if i + AHEAD < m:
             prefetch_bytes(address_of(records, rows[i + AHEAD], width * 4), width * 4)
             prefetch(address_of(clocks, rows[i + AHEAD], 16))
         if kept[i] <= 0.0:
             continue
-        at = address_of(records, rows[i], width * 4)
-        record, g = floats(at, width), floats(sums.ctypes.data + i * n * 4, n)
+        home = address_of(records, rows[i], width * 4)
+        at = home
+        if half:
+            at = spare.ctypes.data
+            lift(home, at, n, length - n)
+        record, g = floats(at, length), floats(sums.ctypes.data + i * n * 4, n)
         w, first, second = floats(at, n), floats(at + n * 4, n), floats(at + 2 * n * 4, n)
         part = np.float32(steps[i] / kept[i])
         if part < np.float32(1.0):
             for j in range(n):
                 before[j] = w[j]
         if ADAGRAD_SWAP <= kind <= FTRL_SWAP:
-            factor = _owed(record, width - 1, periods, hyper[4], hyper[5])
+            factor = _owed(record, length - 1, periods, hyper[4], hyper[5])
             if factor < np.float32(1.0):
                 _decay(kind, record, g.shape[0], factor, hyper)
         if kind == SGD:
@@ -234,6 +235,8 @@ def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, 
         if part < np.float32(1.0):
             for j in range(n):
                 w[j] = before[j] + part * (w[j] - before[j])
+        if half:
+            lower(at, home, n, length - n, salt)
         clock = ints_at(clocks, rows[i], 2)
         clock[0] = version
         clock[1] += 1
@@ -242,20 +245,31 @@ def update_rows(kind, records, width, clocks, rows, sums, kept, steps, version, 
 
 
 @kernel
-def read_records(records, width, clocks, rows, out, out_clocks):
-    """Copy whole records float32 [n, width] and clocks int64 [n, 2] out."""
+def read_records(records, width, clocks, rows, weights, out, out_clocks):
+    """Copy whole records float32 [n, weights + slots] and clocks int64 [n, 2] out. weights: how many there are in
+    bfloat16, 0: all is float32."""
+    length = out.shape[1]
     for i in range(rows.shape[0]):
-        record, clock = floats_at(records, rows[i], width), ints_at(clocks, rows[i], 2)
-        for j in range(width):
-            out[i, j] = record[j]
+        home, clock = address_of(records, rows[i], width * 4), ints_at(clocks, rows[i], 2)
+        if weights > 0:
+            lift(home, out.ctypes.data + i * length * 4, weights, length - weights)
+        else:
+            record = floats(home, length)
+            for j in range(length):
+                out[i, j] = record[j]
         out_clocks[i, 0], out_clocks[i, 1] = clock[0], clock[1]
 
 
 @kernel
-def write_records(records, width, clocks, rows, values, new_clocks):
+def write_records(records, width, clocks, rows, weights, values, new_clocks):
     """Put whole records and clocks back: the way of optimizers written in numpy, and of a restore."""
+    length = values.shape[1]
     for i in range(rows.shape[0]):
-        record, clock = floats_at(records, rows[i], width), ints_at(clocks, rows[i], 2)
-        for j in range(width):
-            record[j] = values[i, j]
+        home, clock = address_of(records, rows[i], width * 4), ints_at(clocks, rows[i], 2)
         clock[0], clock[1] = new_clocks[i, 0], new_clocks[i, 1]
+        if weights > 0:
+            lower(values.ctypes.data + i * length * 4, home, weights, length - weights, salt_of(clock[0]))
+        else:
+            record = floats(home, length)
+            for j in range(length):
+                record[j] = values[i, j]

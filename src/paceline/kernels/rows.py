@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from paceline.kernels.halves import halves, narrow_nearest, nearest, rounded, stored, widen, words
 from paceline.kernels.hashing import start_row
 from paceline.kernels.jit import kernel
 from paceline.kernels.pointers import AHEAD, address_of, floats, floats_at, ints_at, prefetch, prefetch_bytes
@@ -13,16 +14,21 @@ ON_GRADIENT, ON_STEP = 0, 1
 
 
 @kernel
-def start_rows(records, width, clocks, ids_at, ids, first, seed, bounds, slots):
+def start_rows(records, width, clocks, ids_at, ids, first, seed, bounds, slots, spare):
     """Fill the rows of new ids: ids[i] at row first + i.
 
-    records: addresses of blocks of `width` = weights + slots float32; clocks: addresses of int64 (last update, count);
-    ids_at: addresses of int64 (id).
+    records: addresses of blocks of `width` = weights + slots float32 (fewer where weights are bfloat16; spare is then
+    float32 [at least weights] to work in, otherwise empty); clocks: addresses of int64 (last update, count); ids_at:
+    addresses of int64 (id).
     """
-    weights = bounds.shape[0]
+    weights = width - slots.shape[0]
     for i in range(ids.shape[0]):
         record = floats_at(records, first + i, width)
-        start_row(record, seed, ids[i], bounds)
+        if spare.shape[0] > 0:
+            start_row(spare, seed, ids[i], bounds)
+            narrow_nearest(spare.ctypes.data, address_of(records, first + i, width * 4), bounds.shape[0])
+        else:
+            start_row(record, seed, ids[i], bounds)
         for j in range(slots.shape[0]):
             record[weights + j] = slots[j]
         clock = ints_at(clocks, first + i, 2)
@@ -32,19 +38,27 @@ def start_rows(records, width, clocks, ids_at, ids, first, seed, bounds, slots):
 
 
 @kernel
-def pull(records, width, clocks, rows, ids, seed, bounds, out, counts):
+def pull(records, width, clocks, rows, ids, seed, bounds, half, out, counts):
     """out float32 [n, weights] = the weights of rows[i]; where rows[i] < 0, what a new row of ids[i] starts from.
-    counts int32 [n] = the updates that the row has had.
+    counts int32 [n] = the updates that the row has had. half: the weights are bfloat16.
     """
     weights, n = bounds.shape[0], rows.shape[0]
+    size = weights * (2 if half else 4)
     outs = out.ctypes.data
     for i in range(n):
         if i + AHEAD < n and rows[i + AHEAD] >= 0:
-            prefetch_bytes(address_of(records, rows[i + AHEAD], width * 4), weights * 4)
+            prefetch_bytes(address_of(records, rows[i + AHEAD], width * 4), size)
             prefetch(address_of(clocks, rows[i + AHEAD], 16))
         if rows[i] < 0:
             start_row(out[i], seed, ids[i], bounds)
             counts[i] = 0
+            if half:
+                fresh = words(outs + i * weights * 4, weights)
+                for j in range(weights):
+                    fresh[j] = np.uint32(rounded(fresh[j], nearest(fresh[j]))) << np.uint32(16)
+        elif half:
+            counts[i] = ints_at(clocks, rows[i], 2)[1]
+            widen(address_of(records, rows[i], width * 4), outs + i * weights * 4, weights)
         else:
             counts[i] = ints_at(clocks, rows[i], 2)[1]
             record, target = floats_at(records, rows[i], width), floats(outs + i * weights * 4, weights)
@@ -68,17 +82,21 @@ def changed_rows(clocks, since, first, stop, out):
 
 
 @kernel
-def copy_rows(records, width, clocks, ids_at, rows, ids, weights, slots, out_clocks):
+def copy_rows(records, width, clocks, ids_at, rows, half, ids, weights, slots, out_clocks):
     """Copy the rows numbered rows int64 [n] out: ids int64 [n], weights float32 [n, w], slots float32 [n, s] and clocks
-    int64 [n, 2]."""
+    int64 [n, 2]. half: the weights are bfloat16."""
     w = weights.shape[1]
+    begin = stored(w) if half else w
     for i in range(rows.shape[0]):
         record, clock = floats_at(records, rows[i], width), ints_at(clocks, rows[i], 2)
         ids[i] = ints_at(ids_at, rows[i], 1)[0]
-        for j in range(w):
-            weights[i, j] = record[j]
+        if half:
+            widen(address_of(records, rows[i], width * 4), weights.ctypes.data + i * w * 4, w)
+        else:
+            for j in range(w):
+                weights[i, j] = record[j]
         for j in range(slots.shape[1]):
-            slots[i, j] = record[w + j]
+            slots[i, j] = record[begin + j]
         out_clocks[i, 0], out_clocks[i, 1] = clock[0], clock[1]
 
 
@@ -208,10 +226,33 @@ def project(records, width, rows, kept, begin, stop, radius):
         if kept[i] <= 0.0:
             continue
         record = floats_at(records, rows[i], width)
-        squares = 0.0
-        for j in range(begin, stop):
-            squares += np.float64(record[j]) * np.float64(record[j])
-        if squares > radius * radius:
-            scale = radius / np.sqrt(squares)
+        scale = _shortened(record, begin, stop, radius)
+        if scale < 1.0:
             for j in range(begin, stop):
                 record[j] = np.float32(record[j] * scale)
+
+
+@kernel
+def project_halves(records, width, rows, kept, begin, stop, radius, spare):
+    """The same where the weights are bfloat16, rounded towards 0: no longer than that. spare: float32 [weights]."""
+    for i in range(rows.shape[0]):
+        if kept[i] <= 0.0:
+            continue
+        home = address_of(records, rows[i], width * 4)
+        widen(home, spare.ctypes.data, stop)
+        scale = _shortened(spare, begin, stop, radius)
+        if scale < 1.0:
+            for j in range(begin, stop):
+                spare[j] = np.float32(spare[j] * scale)
+            source, into = words(spare.ctypes.data, stop), halves(home, stop)
+            for j in range(begin, stop):
+                into[j] = rounded(source[j], np.uint32(0))
+
+
+@kernel
+def _shortened(record, begin, stop, radius):
+    """By what [begin, stop) is to be multiplied."""
+    squares = 0.0
+    for j in range(begin, stop):
+        squares += np.float64(record[j]) * np.float64(record[j])
+    return radius / np.sqrt(squares) if squares > radius * radius else 1.0

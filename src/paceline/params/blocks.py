@@ -25,10 +25,3 @@ class Blocks:
         while len(self.arrays) * BLOCK_ROWS < rows:
             self.arrays.append(np.zeros((BLOCK_ROWS, max(self.width, 1)), self.dtype))
             self.addresses = np.array([a.ctypes.data for a in self.arrays], np.int64)
-
-    def used(self, rows: int) -> list[npt.NDArray[np.float32] | npt.NDArray[np.int64]]:
-        """Views of the first `rows` rows, block by block."""
-        return [
-            array[: min(BLOCK_ROWS, rows - start)]
-            for array, start in zip(self.arrays, range(0, rows, BLOCK_ROWS), strict=False)
-        ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from paceline.kernels import index, optimizers, rows
+from paceline.kernels import halves, index, optimizers, rows
 from paceline.kernels.pointers import BLOCK_ROWS
 from paceline.params.blocks import Blocks
 from paceline.params.delay import DelayAware, Late
@@ -24,7 +24,7 @@ REDUCE = {"global_mean": rows.GLOBAL_MEAN, "per_id_mean": rows.PER_ID_MEAN, "sum
 _NO_COUNTS: Counts = np.zeros(0, np.int32)
 _NO_ROWS: Floats = np.zeros((0, 0), np.float32)
 NO_LAW: Floats = np.zeros(0, np.float32)
-_FULL = 0.6  # of the index's places
+_FULL = 0.75  # of the index's places
 _MOVED_PER_CALL = 1 << 15
 
 
@@ -68,7 +68,8 @@ class Table:
     bounds: float32 [weights]; a new row's weight j is uniform in [-bounds[j], bounds[j]) and depends on (seed, id, j)
     alone, whatever the order of arrival and the number of shards. balls: (begin, stop, radius) of weights that an
     update shortens to that norm, if they are longer, in the rows that it touches. helpers: threads that share an
-    update's rows; its result is the same bits with any number of them.
+    update's rows; its result is the same bits with any number of them. half: weights are kept in bfloat16, slots in
+    float32, and what an update makes of a weight is rounded by chance (`paceline.kernels.halves`).
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Table:
         capacity: int = 1 << 16,
         balls: tuple[tuple[int, int, float], ...] = (),
         helpers: Helpers | None = None,
+        half: bool = False,
     ) -> None:
         self.bounds = bounds
         self.optimizer = optimizer
@@ -89,11 +91,13 @@ class Table:
         self.slots = optimizer.slots(self.weights)
         self._slot_start = optimizer.slot_start(self.weights)
         self._hyper = optimizer.hyper()
-        self._records = Blocks(self.weights + self.slots, np.float32)
+        self.half = half
+        self._length = self.weights + self.slots
+        self._records = Blocks((halves.stored(self.weights) if half else self.weights) + self.slots, np.float32)
         self._clocks = Blocks(2, np.int64)
         self._ids = Blocks(1, np.int64)
-        self._entries: Ints = np.zeros((max(1 << (capacity - 1).bit_length(), 16), 2), np.int64)
-        self._old: Ints = np.zeros((0, 2), np.int64)
+        self._entries: Ints = np.zeros(max(1 << (capacity - 1).bit_length(), 16), np.int64)
+        self._old: Ints = np.zeros(0, np.int64)
         self._moved = 0
         self._size = 0
         self.ages: Ints = np.zeros(64, np.int64)  # row staleness of all gradients, by its number of binary digits
@@ -115,7 +119,7 @@ class Table:
     def look_up(self, ids: Ints) -> tuple[Ints, int]:
         """The same, and for how many of them there is none. Changes nothing, so that several threads may do it."""
         found = np.empty(ids.shape[0], np.int64)
-        unknown = index.find(self._entries, self._old, ids, found)
+        unknown = index.find(self._entries, self._old, self._ids.addresses, self._size, ids, found)
         return found, int(unknown)
 
     @property
@@ -129,7 +133,7 @@ class Table:
         for blocks in (self._records, self._clocks, self._ids):
             blocks.reserve(self._size + ids.shape[0])  # first of all: if memory runs out, nothing has changed
         found = np.empty(ids.shape[0], np.int64)
-        added = index.find_or_insert(self._entries, self._old, ids, found, self._size)
+        added = index.find_or_insert(self._entries, self._old, self._ids.addresses, self._size, ids, found)
         if added:
             new = ids[found >= self._size]
             self._start(new)
@@ -144,9 +148,8 @@ class Table:
         out = np.empty((row_numbers.shape[0], self.weights), np.float32)
         counts = np.empty(row_numbers.shape[0], np.int32)
         records, clocks = self._records, self._clocks
-        rows.pull(
-            records.addresses, records.width, clocks.addresses, row_numbers, ids, self.seed, self.bounds, out, counts
-        )
+        where = (records.addresses, records.width, clocks.addresses, row_numbers, ids)
+        rows.pull(*where, self.seed, self.bounds, self.half, out, counts)
         return out, counts
 
     def applied(self, row_numbers: Ints) -> Floats | None:
@@ -196,18 +199,14 @@ class Table:
         late_rows = None if late is None else late.finish(reduce, kept)
         updated = self._update(distinct, sums, kept, steps, clock, late_rows)
         for begin, stop, radius in self.balls:
-            rows.project(self._records.addresses, self._records.width, distinct, kept, begin, stop, radius)
+            ball = (self._records.addresses, self._records.width, distinct, kept, begin, stop, radius)
+            rows.project_halves(*ball, self._spare()) if self.half else rows.project(*ball)
         return updated
 
     def blocks(self) -> Iterator[RowBlock]:
         """Every row, block by block, in order of row number; copies of one block at a time."""
-        records = self._records.used(self._size)
-        clocks, ids = self._clocks.used(self._size), self._ids.used(self._size)
-        for record, clock, key in zip(records, clocks, ids, strict=True):
-            values = np.asarray(record, np.float32)
-            weights = np.ascontiguousarray(values[:, : self.weights])
-            slots = np.ascontiguousarray(values[:, self.weights : self.weights + self.slots])
-            yield RowBlock(key[:, 0].astype(np.int64), weights, slots, clock.astype(np.int64))
+        for start in range(0, self._size, BLOCK_ROWS):
+            yield self.copy(np.arange(start, min(start + BLOCK_ROWS, self._size)))
 
     def changed(self, since: int, first: int) -> Ints:
         """Numbers of the rows, int64 [n] in ascending order, that were updated after version `since`, and of all from
@@ -226,9 +225,8 @@ class Table:
             np.empty((n, 2), np.int64),
         )
         records, clocks, ids = self._records, self._clocks.addresses, self._ids.addresses
-        rows.copy_rows(
-            records.addresses, records.width, clocks, ids, numbers, block.ids, block.weights, block.slots, block.clocks
-        )
+        where = (records.addresses, records.width, clocks, ids, numbers, self.half)
+        rows.copy_rows(*where, block.ids, block.weights, block.slots, block.clocks)
         return block
 
     def load(self, block: RowBlock) -> None:
@@ -252,8 +250,12 @@ class Table:
             self.ages += ages
 
     def _write(self, numbers: Ints, values: Floats, clocks: Ints) -> None:
-        width = self._records.width
-        optimizers.write_records(self._records.addresses, width, self._clocks.addresses, numbers, values, clocks)
+        where = (self._records.addresses, self._records.width, self._clocks.addresses, numbers)
+        optimizers.write_records(*where, self.weights if self.half else 0, values, clocks)
+
+    def _spare(self) -> Floats:
+        """Where a kernel works on a row of bfloat16 weights; empty where rows are float32."""
+        return np.empty(self._length if self.half else 0, np.float32)
 
     def _update(
         self, distinct: Ints, sums: Floats, kept: Doubles, steps: Doubles, clock: Clock, late: Late | None
@@ -267,14 +269,15 @@ class Table:
             def update(start: int, stop: int) -> int:
                 mine = slice(start, stop)
                 chosen = (distinct[mine], sums[mine], kept[mine], steps[mine], version, periods, hyper)
-                return int(optimizers.update_rows(kind, records, width, clocks, *chosen, overlap[mine], missed[mine]))
+                more = (overlap[mine], missed[mine], self._spare())
+                return int(optimizers.update_rows(kind, records, width, clocks, *chosen, *more))
 
             return sum(self._helpers.each(update, distinct.shape[0]))
         chosen = kept > 0
         numbers, grads = distinct[chosen], sums[chosen]
-        values = np.empty((numbers.shape[0], width), np.float32)
+        values = np.empty((numbers.shape[0], self._length), np.float32)
         times = np.empty((numbers.shape[0], 2), np.int64)
-        optimizers.read_records(records, width, clocks, numbers, values, times)
+        optimizers.read_records(records, width, clocks, numbers, self.weights if self.half else 0, values, times)
         before = values[:, : self.weights].copy()
         of_weights, of_slots = values[:, : self.weights], values[:, self.weights :]
         if late is not None and isinstance(self.optimizer, DelayAware):
@@ -302,6 +305,7 @@ class Table:
             self.seed,
             self.bounds,
             self._slot_start,
+            self._spare(),
         )
         self._size += ids.shape[0]
 
@@ -315,14 +319,14 @@ class Table:
             while self._size + more > _FULL * capacity:
                 capacity *= 2
             self._old, self._moved = self._entries, 0
-            self._entries = np.zeros((capacity, 2), np.int64)  # zeros are mapped lazily: no stall here
+            self._entries = np.zeros(capacity, np.int64)  # zeros are mapped lazily: no stall here
 
     def _move(self, places: int) -> None:
         stop = min(self._moved + places, self._old.shape[0])
-        index.move(self._entries, self._old, self._moved, stop)
+        index.move(self._entries, self._old, self._ids.addresses, self._moved, stop)
         self._moved = stop
         if stop == self._old.shape[0]:
-            self._old = np.zeros((0, 2), np.int64)
+            self._old = np.zeros(0, np.int64)
 
 
 def unique(ids: Ints) -> tuple[Ints, npt.NDArray[np.int32]]:
