@@ -47,7 +47,7 @@ SIZES = "100000,1000000,10000000,100000000"
 INDEX = 64  # bytes of the index for each row at the worst: while it doubles, the old one is there too
 
 
-def make_job(rows: str, optimizer: str) -> Job:
+def make_job(rows: str, optimizer: str, device: str = "cpu") -> Job:
     values = {
         "data": {"format": "parquet", "days": [__file__]},  # never read: batches are in memory
         "features": {
@@ -63,6 +63,7 @@ def make_job(rows: str, optimizer: str) -> Job:
         "batch": {"global": BATCH, "local": BATCH // THREADS},
         "pace": {"name": "gba", "max_staleness": 3},
         "workers": THREADS,
+        "device": device,
     }
     return assemble(check(values, "tables"), Path.cwd())
 
@@ -93,8 +94,8 @@ def new_ids(before: int, size: int) -> Iterator[np.ndarray]:
 class Bench:
     """A job, and what is timed of it."""
 
-    def __init__(self, rows: str, optimizer: str) -> None:
-        self.job = make_job(rows, optimizer)
+    def __init__(self, rows: str, optimizer: str, device: str = "cpu") -> None:
+        self.job = make_job(rows, optimizer, device)
         self.coordinator = Coordinator(
             p.begin(self.job.config.pace.build(self.job.config.gradients)), self.job.route, lambda _: None
         )
