@@ -12,9 +12,10 @@ import numpy as np
 
 from paceline.kernels.hashing import GOLDEN
 from paceline.kernels.jit import kernel
-from paceline.kernels.pointers import AHEAD, address_of, ints_at, prefetch
+from paceline.kernels.pointers import AHEAD, address_of, ints, ints_at, prefetch
 
 U = np.uint64
+_AT_ONCE = 32  # ids whose memory is asked for together
 _ROW_BITS = U(40)
 _ROW = np.int64((1 << 40) - 1)
 
@@ -63,29 +64,48 @@ def _insert(entries, key, row):
 
 
 @kernel
-def _ask(entries, ids_at, size, ids, i):
-    """Ask for the memory that looking up ids[i + AHEAD] needs: its place first, and later the id of the row there."""
-    if i + 2 * AHEAD < ids.shape[0]:
-        prefetch(entries.ctypes.data + 8 * place_of(ids[i + 2 * AHEAD], entries.shape[0]))
-    if i + AHEAD < ids.shape[0]:
-        key = ids[i + AHEAD]
-        entry = entries[place_of(key, entries.shape[0])]
-        if entry != 0 and entry & ~_ROW == _mark(key) and entry & _ROW <= size:
-            prefetch(address_of(ids_at, (entry & _ROW) - 1, 8))
+def _guess(places, start, blocks, size, keys, begin, stop, rows):
+    """rows[begin:stop] = the row of the first place with the key's mark, or -1. All that is looked at here, and the ids
+    of those rows, which are looked at next, is asked for before."""
+    last = places.shape[0] - 1
+    for i in range(begin, stop):
+        prefetch(start + 8 * place_of(keys[i], last + 1))
+    for i in range(begin, stop):
+        at, mark, row = place_of(keys[i], last + 1), _mark(keys[i]), np.int64(-1)
+        while True:
+            entry = places[at]
+            if entry == 0:
+                break
+            if entry & ~_ROW == mark:
+                row = (entry & _ROW) - 1
+                if row < size:
+                    prefetch(address_of(blocks, row, 8))
+                break
+            at = (at + 1) & last
+        rows[i] = row
 
 
 @kernel
 def find(entries, old, ids_at, size, ids, rows):
     """rows[i] = row of ids[i], or -1. ids_at: addresses of the ids that rows have, `size` of them; `old` has zero
     length unless the index is growing. Returns how many there are not."""
-    growing, unknown = old.shape[0] > 0, 0
-    for i in range(ids.shape[0]):
-        _ask(entries, ids_at, size, ids, i)
-        row = _find(entries, ids_at, size, ids[i])
-        if row < 0 and growing:
-            row = _find(old, ids_at, size, ids[i])
-        rows[i] = row
-        unknown += row < 0
+    n, growing, unknown = ids.shape[0], old.shape[0] > 0, 0
+    # Views without an owner: to hand one on counts no references.
+    start = entries.ctypes.data
+    places, blocks = ints(start, entries.shape[0]), ints(ids_at.ctypes.data, ids_at.shape[0])
+    before, keys = ints(old.ctypes.data, old.shape[0]), ints(ids.ctypes.data, n)
+    found = ints(rows.ctypes.data, n)
+    for begin in range(0, n, _AT_ONCE):
+        stop = min(begin + _AT_ONCE, n)
+        _guess(places, start, blocks, size, keys, begin, stop, found)
+        for i in range(begin, stop):
+            row = found[i]
+            if row >= 0 and ints_at(blocks, row, 1)[0] != keys[i]:
+                row = _find(places, blocks, size, keys[i])
+            if row < 0 and growing:
+                row = _find(before, blocks, size, keys[i])
+            found[i] = row
+            unknown += row < 0
     return unknown
 
 
@@ -95,18 +115,25 @@ def find_or_insert(entries, old, ids_at, size, ids, rows):
 
     `entries` must have room for all of them.
     """
-    growing, next_row = old.shape[0] > 0, size
-    for i in range(ids.shape[0]):
-        _ask(entries, ids_at, size, ids, i)
-        key = ids[i]
-        row = _find(entries, ids_at, size, key)
-        if row < 0 and growing:
-            row = _find(old, ids_at, size, key)
-        if row < 0:
-            row = next_row
-            _insert(entries, key, row)
-            next_row += 1
-        rows[i] = row
+    n, growing, next_row = ids.shape[0], old.shape[0] > 0, size
+    start = entries.ctypes.data
+    places, blocks = ints(start, entries.shape[0]), ints(ids_at.ctypes.data, ids_at.shape[0])
+    before, keys = ints(old.ctypes.data, old.shape[0]), ints(ids.ctypes.data, n)
+    found = ints(rows.ctypes.data, n)
+    for begin in range(0, n, _AT_ONCE):
+        stop = min(begin + _AT_ONCE, n)
+        _guess(places, start, blocks, size, keys, begin, stop, found)
+        for i in range(begin, stop):
+            row = found[i]
+            if row >= size or (row >= 0 and ints_at(blocks, row, 1)[0] != keys[i]):
+                row = _find(places, blocks, size, keys[i])
+            if row < 0 and growing:
+                row = _find(before, blocks, size, keys[i])
+            if row < 0:
+                row = next_row
+                _insert(places, keys[i], row)
+                next_row += 1
+            found[i] = row
     return next_row - size
 
 

@@ -87,6 +87,12 @@ def floats(address, count):
 
 
 @kernel
+def ints(address, count):
+    """View of `count` int64 from `address` on."""
+    return carray(_int_pointer(address), (count,), np.int64)
+
+
+@kernel
 def floats_at(addresses, row, width):
     """View of row `row` of blocks of `width` float32."""
     return floats(address_of(addresses, row, width * 4), width)
@@ -95,4 +101,4 @@ def floats_at(addresses, row, width):
 @kernel
 def ints_at(addresses, row, width):
     """View of row `row` of blocks of `width` int64."""
-    return carray(_int_pointer(address_of(addresses, row, width * 8)), (width,), np.int64)
+    return ints(address_of(addresses, row, width * 8), width)
