@@ -145,14 +145,17 @@ class Result:
 
 
 class Study:
-    """A script's runs and results. quick: small sizes, to see that everything works; its figures say nothing."""
+    """A script's runs and results. quick: small sizes, to see that everything works; its figures say nothing. wide:
+    what a script with that option runs in addition."""
 
-    def __init__(self, claim: str, description: str) -> None:
+    def __init__(self, claim: str, description: str, wide: str = "") -> None:
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--quick", action="store_true", help="small sizes, one or two seeds: a check, no evidence")
         parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2)), help="runs at a time")
         parser.add_argument("--seeds", type=int, default=None, help="number of seeds")
         parser.add_argument("--only", default="", help="run only arms whose name holds this; show what is there")
+        if wide:
+            parser.add_argument("--wide", action="store_true", help=wide)
         self.options = parser.parse_args()
         self.claim, self.quick = claim, self.options.quick
         self.seeds = range(self.options.seeds or (1 if self.quick else 3))

@@ -129,8 +129,8 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             coordinator = self._coordinator
             if coordinator is not None:
                 everybody = self._collective(coordinator)
-                for worker in [w for w in self._seated if coordinator.is_waiting(w)]:
-                    if everybody or process_of(worker) in self._away:
+                for worker in [w for w in self._seated if everybody or process_of(w) in self._away]:
+                    if coordinator.leave_waiting(worker):  # who has a lease finishes it
                         self._unseat(coordinator, worker)
             with contextlib.suppress(Stopped):  # it has failed: `run_day` is about to see why
                 self._advance()

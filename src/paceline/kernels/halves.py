@@ -10,51 +10,15 @@ finaliser): the same whatever the number of threads and shards, and wherever the
 
 from __future__ import annotations
 
-import numba
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
 
 from paceline.kernels.hashing import mix64
 from paceline.kernels.jit import kernel
-from paceline.kernels.pointers import floats
+from paceline.kernels.pointers import floats, halves, words
 
-carray = numba.carray  # type: ignore[attr-defined]
 U = np.uint32
 _UP, _EXPONENT, _QUIET = U(16), U(0x7F800000), U(0x00400000)
 _PLACE, _FIRST, _SECOND = U(0x9E3779B9), U(0x85EBCA6B), U(0xC2B2AE35)
-
-
-@intrinsic
-def _word_pointer(typingctx, address):
-    signature = types.CPointer(types.uint32)(types.int64)
-
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
-
-    return signature, codegen
-
-
-@intrinsic
-def _half_pointer(typingctx, address):
-    signature = types.CPointer(types.uint16)(types.int64)
-
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
-
-    return signature, codegen
-
-
-@kernel
-def words(address, count):
-    """View of `count` uint32 from `address` on."""
-    return carray(_word_pointer(address), (count,), np.uint32)
-
-
-@kernel
-def halves(address, count):
-    """View of `count` uint16 from `address` on."""
-    return carray(_half_pointer(address), (count,), np.uint16)
 
 
 @kernel

@@ -27,24 +27,23 @@ AHEAD = 12
 LINE = 64  # bytes that come from memory at a time
 
 
-@intrinsic
-def _float_pointer(typingctx, address):
-    signature = types.CPointer(types.float32)(types.int64)
+def _pointer_to(kind):
+    """An intrinsic that takes an address (int64) for a pointer to numbers of this kind."""
 
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+    @intrinsic
+    def pointer(typingctx, address):
+        signature = types.CPointer(kind)(types.int64)
 
-    return signature, codegen
+        def codegen(context, builder, sig, args):
+            return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+        return signature, codegen
+
+    return pointer
 
 
-@intrinsic
-def _int_pointer(typingctx, address):
-    signature = types.CPointer(types.int64)(types.int64)
-
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
-
-    return signature, codegen
+_float_pointer, _int_pointer = _pointer_to(types.float32), _pointer_to(types.int64)
+_word_pointer, _half_pointer = _pointer_to(types.uint32), _pointer_to(types.uint16)
 
 
 @intrinsic
@@ -90,6 +89,18 @@ def floats(address, count):
 def ints(address, count):
     """View of `count` int64 from `address` on."""
     return carray(_int_pointer(address), (count,), np.int64)
+
+
+@kernel
+def words(address, count):
+    """View of `count` uint32 from `address` on."""
+    return carray(_word_pointer(address), (count,), np.uint32)
+
+
+@kernel
+def halves(address, count):
+    """View of `count` uint16 from `address` on."""
+    return carray(_half_pointer(address), (count,), np.uint16)
 
 
 @kernel

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from paceline.kernels.halves import halves, narrow_nearest, nearest, rounded, stored, widen, words
+from paceline.kernels.halves import narrow_nearest, nearest, rounded, stored, widen
 from paceline.kernels.hashing import start_row
 from paceline.kernels.jit import kernel
-from paceline.kernels.pointers import AHEAD, address_of, floats, floats_at, ints_at, prefetch, prefetch_bytes
+from paceline.kernels.pointers import (
+    AHEAD,
+    address_of,
+    floats,
+    floats_at,
+    halves,
+    ints_at,
+    prefetch,
+    prefetch_bytes,
+    words,
+)
 
 GLOBAL_MEAN, PER_ID_MEAN, SUM = 0, 1, 2
 ON_GRADIENT, ON_STEP = 0, 1

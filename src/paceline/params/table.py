@@ -14,6 +14,7 @@ from paceline.kernels.pointers import BLOCK_ROWS
 from paceline.params.blocks import Blocks
 from paceline.params.delay import DelayAware, Late
 from paceline.params.helpers import Helpers, no_helpers
+from paceline.params.index import Index
 from paceline.params.sparse import Clock, Floats, SparseOptimizer
 
 Ints = npt.NDArray[np.int64]
@@ -24,8 +25,6 @@ REDUCE = {"global_mean": rows.GLOBAL_MEAN, "per_id_mean": rows.PER_ID_MEAN, "sum
 _NO_COUNTS: Counts = np.zeros(0, np.int32)
 _NO_ROWS: Floats = np.zeros((0, 0), np.float32)
 NO_LAW: Floats = np.zeros(0, np.float32)
-_FULL = 0.75  # of the index's places
-_MOVED_PER_CALL = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +95,7 @@ class Table:
         self._records = Blocks((halves.stored(self.weights) if half else self.weights) + self.slots, np.float32)
         self._clocks = Blocks(2, np.int64)
         self._ids = Blocks(1, np.int64)
-        self._entries: Ints = np.zeros(max(1 << (capacity - 1).bit_length(), 16), np.int64)
-        self._old: Ints = np.zeros(0, np.int64)
-        self._moved = 0
+        self._index = Index(capacity)
         self._size = 0
         self.ages: Ints = np.zeros(64, np.int64)  # row staleness of all gradients, by its number of binary digits
         self.squares = 0.0  # squared norm of the last update's row gradients
@@ -110,7 +107,7 @@ class Table:
     def bytes(self) -> int:
         """Memory of records, clocks, ids and index."""
         blocks = (self._records, self._clocks, self._ids)
-        return sum(a.nbytes for b in blocks for a in b.arrays) + self._entries.nbytes + self._old.nbytes
+        return sum(a.nbytes for b in blocks for a in b.arrays) + self._index.bytes
 
     def find(self, ids: Ints) -> Ints:
         """Rows of `ids` (int64 [n], distinct), -1 where there is none."""
@@ -119,21 +116,20 @@ class Table:
     def look_up(self, ids: Ints) -> tuple[Ints, int]:
         """The same, and for how many of them there is none. Changes nothing, so that several threads may do it."""
         found = np.empty(ids.shape[0], np.int64)
-        unknown = index.find(self._entries, self._old, self._ids.addresses, self._size, ids, found)
-        return found, int(unknown)
+        return found, self._index.find(self._ids.addresses, self._size, ids, found)
 
     @property
     def growing(self) -> bool:
         """Whether a part of the index still lies in its old place, from where `find_or_insert` moves it."""
-        return bool(self._old.shape[0])
+        return self._index.growing
 
     def find_or_insert(self, ids: Ints) -> Ints:
         """Rows of `ids` (int64 [n], distinct); unknown ids get a new row."""
-        self._make_room(ids.shape[0])
+        self._index.make_room(self._ids.addresses, self._size, ids.shape[0])
         for blocks in (self._records, self._clocks, self._ids):
             blocks.reserve(self._size + ids.shape[0])  # first of all: if memory runs out, nothing has changed
         found = np.empty(ids.shape[0], np.int64)
-        added = index.find_or_insert(self._entries, self._old, self._ids.addresses, self._size, ids, found)
+        added = self._index.find_or_insert(self._ids.addresses, self._size, ids, found)
         if added:
             new = ids[found >= self._size]
             self._start(new)
@@ -308,25 +304,6 @@ class Table:
             self._spare(),
         )
         self._size += ids.shape[0]
-
-    def _make_room(self, more: int) -> None:
-        if self._old.shape[0]:
-            self._move(max(_MOVED_PER_CALL, 4 * more))
-        if self._size + more > _FULL * self._entries.shape[0]:
-            if self._old.shape[0]:
-                self._move(self._old.shape[0])
-            capacity = self._entries.shape[0]
-            while self._size + more > _FULL * capacity:
-                capacity *= 2
-            self._old, self._moved = self._entries, 0
-            self._entries = np.zeros(capacity, np.int64)  # zeros are mapped lazily: no stall here
-
-    def _move(self, places: int) -> None:
-        stop = min(self._moved + places, self._old.shape[0])
-        index.move(self._entries, self._old, self._ids.addresses, self._moved, stop)
-        self._moved = stop
-        if stop == self._old.shape[0]:
-            self._old = np.zeros(0, np.int64)
 
 
 def unique(ids: Ints) -> tuple[Ints, npt.NDArray[np.int32]]:

@@ -115,11 +115,6 @@ class Coordinator:
             self._joined[worker] = self._clock()
             self._step(p.WorkerJoined(worker))
 
-    def is_waiting(self, worker: str) -> bool:
-        """Whether it has asked for a lease and has none."""
-        with self._changed:
-            return worker in self.machine.waiting
-
     def is_idle(self, worker: str) -> bool:
         """Whether it has neither asked for a lease nor holds one."""
         with self._changed:
@@ -131,14 +126,24 @@ class Coordinator:
             return worker in self._joined
 
     def leave(self, worker: str) -> None:
-        """It is gone; what it was computing goes to another."""
+        """It is gone; what it was computing goes to another. After a failure nobody is given anything any more: what is
+        out stays so, and is read again by who goes on."""
         with self._changed:
             self._stop_waiting(worker)
             present = self.telemetry.present
             present[worker] = present.get(worker, 0.0) + self._clock() - self._joined.pop(worker)
             self._granted.pop(worker, None)
-            self._step(p.WorkerLeft(worker))
+            if self.failure is None:
+                self._step(p.WorkerLeft(worker))
             self._changed.notify_all()
+
+    def leave_waiting(self, worker: str) -> bool:
+        """It leaves if it has asked for a lease and has none; whether it has."""
+        with self._changed:
+            waits = worker in self.machine.waiting and worker in self._joined
+            if waits:
+                self.leave(worker)
+            return waits
 
     def request(self, worker: str) -> None:
         """`worker` is free. Its lease is among `grants` at once or after some later call."""
