@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paceline.kernels.pointers import BLOCK_ROWS
-from paceline.params.memory import Memory
+from paceline.params.memory import PAGE, Memory
 
 _SMALL = 4  # blocks that a table has before its memory comes in large pieces
 _PIECE = 4 << 20  # bytes of such a piece, at least
@@ -37,6 +37,12 @@ class Blocks:
         if made:
             self.arrays += made
             self.addresses = np.concatenate([self.addresses, np.array([a.ctypes.data for a in made], np.int64)])
+
+    def bytes(self, rows: int) -> int:
+        """Memory when `rows` rows were written to: whole pages."""
+        page = 4096 if rows <= _SMALL * BLOCK_ROWS else PAGE
+        written = -(-rows * max(self.width, 1) * self.dtype.itemsize // page) * page
+        return min(written, sum(a.nbytes for a in self.arrays))
 
     def _next(self, present: int) -> Array:
         if present < _SMALL:

@@ -106,8 +106,7 @@ class Table:
     @property
     def bytes(self) -> int:
         """Memory of records, clocks, ids and index."""
-        blocks = (self._records, self._clocks, self._ids)
-        return sum(a.nbytes for b in blocks for a in b.arrays) + self._index.bytes
+        return sum(b.bytes(self._size) for b in (self._records, self._clocks, self._ids)) + self._index.bytes
 
     def find(self, ids: Ints) -> Ints:
         """Rows of `ids` (int64 [n], distinct), -1 where there is none."""
