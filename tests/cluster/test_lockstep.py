@@ -1,6 +1,7 @@
 """Switching between steps of collectives and push and pull, and who is lost in a step."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from paceline import pace as p
 from paceline.assembly import assemble
 from paceline.cluster.lockstep import TRIES, Lockstep, Member, Result
 from paceline.cluster.node import Node
+from paceline.cluster.office import Office
 from paceline.data.moments import no_moments
 from paceline.data.stream import Plan, day_batches
 from paceline.errors import TrainingError
+from paceline.exchange.security import Security
 from paceline.runtimes.coordinator import Coordinator
 
 
@@ -66,6 +69,30 @@ def test_a_worker_that_dies_in_steps_costs_nothing(log):
     for key, values in rows.items():
         np.testing.assert_array_equal(values, expected_rows[key])
     assert dense.equal(expected_dense)
+
+
+def test_who_comes_early_waits_for_the_others(monkeypatch):
+    """Else who computes what would depend on whose process started first; later on the others go on without one."""
+    hub, coordinator = Office(Security()), SimpleNamespace(machine=p.begin(p.sync(2)))
+    notes = []
+    hub.note = notes.append
+    try:
+        hub.begin(1, shards=2)
+        members = hub._lockstep.members
+        members["node-0"] = Member("node-0", 0, "worker-0")
+        assert hub._collective(coordinator), "one of two is here"
+        members["node-1"] = Member("node-1", 1, "worker-1")
+        assert hub._collective(coordinator)
+        del members["node-1"]
+        assert not hub._collective(coordinator), "it has been here"
+        assert not notes
+        hub.begin(2, shards=2)
+        hub._lockstep.members["node-0"] = members["node-0"]
+        monkeypatch.setattr("paceline.cluster.office.PATIENCE", -1.0)
+        assert not hub._collective(coordinator), "nobody is waited for for ever"
+        assert notes == ["the process of shard 1 does not come to steps of all: workers push and pull meanwhile"]
+    finally:
+        hub.shutdown()
 
 
 class Settled:

@@ -54,6 +54,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
         self._reach = Reach(())
         self._late = False  # whether nobody waits for the processes of all shards any more
         self._whole_at = 0.0  # when every shard's process was last there for steps
+        self._begun = False  # whether all of them have been there in this generation
         self.traffic: Traffic | None = None
         self.held = Held()
         self.note: Callable[[str], None] = lambda _: None  # what a person should know
@@ -67,7 +68,7 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
             self.generation, self._open, self._coordinator = generation, False, None
             self._lockstep = Lockstep(shards)
             self._reach = Reach(addresses)
-            self._whole_at, self._late = time.monotonic(), False
+            self._whole_at, self._late, self._begun = time.monotonic(), False, False
             self._seated = set()
             self._changed.notify_all()
 
@@ -148,9 +149,12 @@ class Office(fl.FlightServerBase):  # type: ignore[misc]
     def _collective(self, coordinator: Coordinator) -> bool:
         """Whether it is time for steps that all take part in."""
         lockstep = self._lockstep
-        wanted = lockstep.shards > 0 and coordinator.machine.pace.collective and len(lockstep.members) > 1
+        # At first those who come early wait for the others: who computes what is to depend on nobody's start.
+        several = len(lockstep.members) > 1 or (lockstep.shards > 1 and not self._begun)
+        wanted = lockstep.shards > 0 and coordinator.machine.pace.collective and several
         if not wanted or lockstep.whole:
             self._whole_at, self._late = time.monotonic(), False
+            self._begun |= wanted
         elif time.monotonic() - self._whole_at > PATIENCE and not self._late:
             self._late = True
             here = {m.shard for m in lockstep.members.values()}
